@@ -1,0 +1,20 @@
+//! What the kernel programs and the agent agree on, and the packet logic that both can run.
+//!
+//! - [`abi`]: keys and values of the pinned maps. Changing one of them means a new [`abi::LAYOUT`].
+//! - [`addr`], [`tuple`]: addresses, ports and the direction of a packet.
+//! - [`hash`]: the mixer behind backend selection; equal on every node of a cluster.
+//! - [`checksum`]: incremental Internet checksums (RFC 1624).
+//! - [`wire`]: the packet headers as they lie in memory.
+//!
+//! No allocation, no I/O, no panics that could be reached: everything here compiles for the kernel too.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod addr;
+pub mod checksum;
+pub mod hash;
+pub mod tuple;
+pub mod wire;
+
+pub use addr::Address4;
+pub use tuple::{Protocol, Tuple4};

@@ -1,0 +1,132 @@
+//! The tuple: one direction of a connection, as a packet shows it.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
+use crate::addr::Address4;
+
+/// A transport protocol that services can have, with its IANA number.
+#[repr(u8)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp = 6,
+    /// RFC 768.
+    Udp = 17,
+    /// RFC 9260; known to the Service API, not translated yet.
+    Sctp = 132,
+}
+
+impl Protocol {
+    /// The name that the Service API uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl core::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Bytes that only fill a gap, and are always zero: hash maps compare them too.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Zero<const N: usize>([u8; N]);
+
+impl<const N: usize> Zero<N> {
+    /// The only value.
+    pub const ZERO: Self = Self([0; N]);
+}
+
+/// Source and destination of an IPv4 packet with their ports.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tuple4 {
+    /// Source address.
+    pub source: Address4,
+    /// Destination address.
+    pub destination: Address4,
+    /// Source port, in the byte order of the machine.
+    pub source_port: u16,
+    /// Destination port, in the byte order of the machine.
+    pub destination_port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Always zero.
+    pub reserved: Zero<3>,
+}
+
+const _: () = assert!(size_of::<Tuple4>() == 16);
+
+impl Tuple4 {
+    /// The tuple that the answer to this packet carries.
+    #[inline(always)]
+    #[must_use]
+    pub const fn swap(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            reserved: self.reserved,
+        }
+    }
+
+    /// The same packet, sent to another destination.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to(self, destination: Address4, destination_port: u16) -> Self {
+        Self { destination, destination_port, ..self }
+    }
+
+    /// Addresses as one number and ports with the protocol as another, for [`crate::hash`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [u64; 2] {
+        let source = u32::from_be_bytes(self.source.octets) as u64;
+        let destination = u32::from_be_bytes(self.destination.octets) as u64;
+        let ports = (self.source_port as u64) << 16 | self.destination_port as u64;
+        [source << 32 | destination, ports << 8 | self.protocol as u64]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuple() -> Tuple4 {
+        Tuple4 {
+            source: Address4 { octets: [10, 244, 1, 2] },
+            destination: Address4 { octets: [10, 96, 0, 1] },
+            source_port: 40_000,
+            destination_port: 80,
+            protocol: Protocol::Tcp,
+            reserved: Zero::ZERO,
+        }
+    }
+
+    #[test]
+    fn swapping_twice_is_the_identity() {
+        assert_eq!(tuple().swap().swap(), tuple());
+        assert_ne!(tuple().swap(), tuple());
+    }
+
+    #[test]
+    fn a_protocol_outside_the_enum_is_refused_when_read() {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(tuple().as_bytes());
+        assert_eq!(Tuple4::try_read_from_bytes(&bytes).unwrap(), tuple());
+        bytes[12] = 1;
+        assert!(Tuple4::try_read_from_bytes(&bytes).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! Finding, making and following flows.
+//!
+//! A flow is a pair of tuples, `from -> to`. Its mirror is the same for the replies: `swap(to) -> swap(from)`. Both are
+//! made by [`open`], and nothing else makes entries.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::programs::TcContext;
+use lb_common::abi::{Flow4, FrontendKey4, Hook, Reason, Scope};
+use lb_common::tuple::Zero;
+use lb_common::{Protocol, Tuple4};
+
+use crate::packet::{Packet, set_mark};
+use crate::reason::service_drop;
+use crate::rewrite::rewrite;
+use crate::select::{is_current, select};
+use crate::maps;
+
+/// How many backends are tried for a new flow before it is dropped.
+const ATTEMPTS: u32 = 4;
+/// A mirror entry of this age may be taken over by another flow, nanoseconds: established TCP has a day, as conntrack
+/// gives it nowadays, UDP three minutes (`nf_conntrack_udp_timeout_stream` is two).
+const TCP_IDLE: u64 = 86_400_000_000_000;
+const UDP_IDLE: u64 = 180_000_000_000;
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: has no preconditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// A packet that a pod has sent: follow its flow, or open one when it is for a frontend.
+#[inline(always)]
+pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
+    if let Some(entry) = maps::flow(&packet.tuple) {
+        // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
+        let flow = unsafe { *entry };
+        if flow.hook != Hook::FromPod {
+            // The reply to a client of this node, which is translated where it reaches the client.
+            return Ok(());
+        }
+        if may_go_on(packet, &flow) {
+            return follow(ctx, packet, entry, &flow.to);
+        }
+        maps::remove_flow(&flow.to.swap());
+        maps::remove_flow(&packet.tuple);
+    }
+    let key = FrontendKey4 {
+        address: packet.tuple.destination,
+        port: packet.tuple.destination_port,
+        protocol: packet.tuple.protocol,
+        scope: Scope::Cluster,
+    };
+    let Some(frontend) = maps::frontend(&key) else { return Ok(()) };
+    let to = open(packet, frontend.service_port).map_err(|reason| service_drop(frontend.service_port, reason))?;
+    rewrite(ctx, packet, &to)?;
+    set_mark(ctx);
+    Ok(())
+}
+
+/// A packet that is about to reach a pod: only replies to it are changed.
+#[inline(always)]
+pub fn to_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
+    let Some(entry) = maps::flow(&packet.tuple) else { return Ok(()) };
+    // SAFETY: a map value, valid for the run of the program.
+    let flow = unsafe { *entry };
+    if flow.hook != Hook::ToPod {
+        return Ok(());
+    }
+    account(packet, entry);
+    rewrite(ctx, packet, &flow.to)
+}
+
+/// Whether a packet may use the flow that it found. An established TCP connection always may, even when its backend has
+/// left the service. A datagram and a new connection under the same ports need a backend that is still there.
+#[inline(always)]
+fn may_go_on(packet: &Packet, flow: &Flow4) -> bool {
+    match packet.tuple.protocol {
+        Protocol::Tcp if !packet.is_syn() => true,
+        Protocol::Tcp if flow.fin || flow.reset => false,
+        _ => is_current(flow.backend, flow.generation),
+    }
+}
+
+#[inline(always)]
+fn follow(ctx: &TcContext, packet: &Packet, entry: *mut Flow4, to: &Tuple4) -> Result<(), Reason> {
+    account(packet, entry);
+    rewrite(ctx, packet, to)?;
+    set_mark(ctx);
+    Ok(())
+}
+
+/// Counts are exact while the packets of one direction arrive on one CPU at a time, which is what receive steering does.
+#[inline(always)]
+fn account(packet: &Packet, entry: *mut Flow4) {
+    // SAFETY: a map value, valid for the run of the program. It may meanwhile belong to another flow (LRU): then that
+    // one's counters are off by a packet.
+    unsafe {
+        (*entry).last_seen = now();
+        (*entry).packets += 1;
+        (*entry).bytes += u64::from(packet.len);
+        if packet.is_fin() {
+            (*entry).fin = true;
+        }
+        if packet.is_reset() {
+            (*entry).reset = true;
+        }
+    }
+}
+
+/// Selects a backend and adds the flow with its mirror; the tuple that the packet gets.
+#[inline(always)]
+fn open(packet: &Packet, service_port: u32) -> Result<Tuple4, Reason> {
+    let from = packet.tuple;
+    let slots = maps::slots_of(service_port);
+    if slots.len == 0 {
+        return Err(Reason::NoBackend);
+    }
+    let mut refusal = Reason::Hairpin;
+    for attempt in 0..ATTEMPTS {
+        let selected = select(&from, slots, attempt).ok_or(Reason::BadSlot)?;
+        if selected.address == from.source {
+            continue;
+        }
+        let to = from.to(selected.address, selected.port);
+        let mut flow = Flow4 {
+            to: from.swap(),
+            backend: selected.id,
+            generation: selected.generation,
+            service_port,
+            hook: Hook::ToPod,
+            fin: false,
+            reset: false,
+            reserved: Zero::ZERO,
+            last_seen: now(),
+            packets: 0,
+            bytes: 0,
+        };
+        if !add_mirror(&to.swap(), &flow) {
+            refusal = Reason::ReplyTaken;
+            continue;
+        }
+        flow.to = to;
+        flow.hook = Hook::FromPod;
+        flow.fin = packet.is_fin();
+        flow.reset = packet.is_reset();
+        flow.packets = 1;
+        flow.bytes = u64::from(packet.len);
+        if !maps::put_flow(&from, &flow) {
+            maps::remove_flow(&to.swap());
+            return Err(Reason::FlowTable);
+        }
+        count_connection(service_port, selected.id);
+        return Ok(to);
+    }
+    Err(refusal)
+}
+
+/// Adds the entry for the replies, unless it would take them away from another flow that is alive: one client port, two
+/// frontends, one backend.
+#[inline(always)]
+fn add_mirror(key: &Tuple4, mirror: &Flow4) -> bool {
+    if maps::add_flow(key, mirror) {
+        return true;
+    }
+    let Some(present) = maps::flow(key) else {
+        // Gone since, or the table is full.
+        return maps::put_flow(key, mirror);
+    };
+    // SAFETY: a map value, valid for the run of the program.
+    let present = unsafe { *present };
+    if present.to != mirror.to {
+        if !is_over(key, &present, mirror.last_seen) {
+            return false;
+        }
+        maps::remove_flow(&present.to.swap());
+    }
+    maps::put_flow(key, mirror)
+}
+
+/// Whether a flow has ended, or has been idle for so long that its ports may serve another. `mirror` is its half for the
+/// replies.
+#[inline(always)]
+fn is_over(key: &Tuple4, mirror: &Flow4, now: u64) -> bool {
+    let idle = if let Protocol::Tcp = key.protocol { TCP_IDLE } else { UDP_IDLE };
+    let Some(forward) = maps::flow(&mirror.to.swap()) else { return true };
+    // SAFETY: a map value, valid for the run of the program.
+    let forward = unsafe { *forward };
+    mirror.reset
+        || forward.reset
+        || (mirror.fin && forward.fin)
+        || (now.saturating_sub(mirror.last_seen) > idle && now.saturating_sub(forward.last_seen) > idle)
+}
+
+#[inline(always)]
+fn count_connection(service_port: u32, backend: u32) {
+    // SAFETY: per-CPU values, valid for the run of the program.
+    unsafe {
+        if let Some(stats) = maps::service_stats(service_port) {
+            (*stats).connections += 1;
+        }
+        if let Some(stats) = maps::backend_stats(backend) {
+            (*stats).connections += 1;
+        }
+    }
+}

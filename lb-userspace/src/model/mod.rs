@@ -1,0 +1,161 @@
+//! What the agent knows of the cluster: the few fields of Services and EndpointSlices that matter, already validated.
+//!
+//! Sources convert their objects into these types at the border, the planner reads them; nothing behind this module sees
+//! an API type. No clock, no I/O.
+//!
+//! ```text
+//! EndpointSlice --(namespace, label kubernetes.io/service-name)--> Service --(address, port, protocol)--> Frontend key
+//! ```
+//!
+//! [`Model`] keeps both references indexed, so that one changed object costs work for the Services that it touches only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use lb_common::Protocol;
+
+mod object;
+mod problem;
+
+pub use object::{
+    Endpoint, EndpointSlice, Family, ObjectName, Service, ServicePort, SlicePort, TrafficPolicy, is_name,
+};
+pub use problem::{Origin, Problem, Problems};
+
+/// What a Service lays claim to: only one Service can be dialled there.
+pub type Claim = (IpAddr, u16, Protocol);
+
+/// All Services and EndpointSlices that a source has delivered, by name.
+///
+/// Every change returns the Services whose plan may differ afterwards.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, EndpointSlice>,
+    /// Service -> its slices.
+    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Claim -> the Services that make it, the one that gets it first.
+    claimants: BTreeMap<Claim, BTreeSet<(Seniority, ObjectName)>>,
+}
+
+/// Order among Services that want the same frontend: the oldest first, those without a date last.
+type Seniority = i64;
+
+impl Model {
+    /// Adds or replaces a Service.
+    pub fn apply_service(&mut self, service: Service) -> BTreeSet<ObjectName> {
+        let mut touched = self.delete_service(&service.name);
+        touched.insert(service.name.clone());
+        let key = (seniority(&service), service.name.clone());
+        for claim in claims(&service) {
+            let claimants = self.claimants.entry(claim).or_default();
+            claimants.insert(key.clone());
+            touched.extend(claimants.iter().map(|(_, name)| name.clone()));
+        }
+        self.services.insert(service.name.clone(), service);
+        touched
+    }
+
+    /// Removes a Service; its slices stay, waiting for it to come back.
+    pub fn delete_service(&mut self, name: &ObjectName) -> BTreeSet<ObjectName> {
+        let Some(service) = self.services.remove(name) else { return BTreeSet::new() };
+        let mut touched = BTreeSet::from([name.clone()]);
+        let key = (seniority(&service), service.name.clone());
+        for claim in claims(&service) {
+            let Some(claimants) = self.claimants.get_mut(&claim) else { continue };
+            claimants.remove(&key);
+            touched.extend(claimants.iter().map(|(_, name)| name.clone()));
+            if claimants.is_empty() {
+                self.claimants.remove(&claim);
+            }
+        }
+        touched
+    }
+
+    /// Adds or replaces a slice.
+    pub fn apply_slice(&mut self, slice: EndpointSlice) -> BTreeSet<ObjectName> {
+        let mut touched = self.delete_slice(&slice.name);
+        let service = slice.service_name();
+        self.slices_of.entry(service.clone()).or_default().insert(slice.name.clone());
+        self.slices.insert(slice.name.clone(), slice);
+        touched.insert(service);
+        touched
+    }
+
+    /// Removes a slice.
+    pub fn delete_slice(&mut self, name: &ObjectName) -> BTreeSet<ObjectName> {
+        let Some(slice) = self.slices.remove(name) else { return BTreeSet::new() };
+        let service = slice.service_name();
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        BTreeSet::from([service])
+    }
+
+    /// Makes the model hold exactly these objects. Of two with the same name the last one counts.
+    pub fn replace(
+        &mut self,
+        services: impl IntoIterator<Item = Service>,
+        slices: impl IntoIterator<Item = EndpointSlice>,
+    ) -> BTreeSet<ObjectName> {
+        let services: BTreeMap<_, _> = services.into_iter().map(|service| (service.name.clone(), service)).collect();
+        let slices: BTreeMap<_, _> = slices.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
+        let mut touched = BTreeSet::new();
+
+        let gone: Vec<_> = self.services.keys().filter(|name| !services.contains_key(*name)).cloned().collect();
+        gone.iter().for_each(|name| touched.append(&mut self.delete_service(name)));
+        let gone: Vec<_> = self.slices.keys().filter(|name| !slices.contains_key(*name)).cloned().collect();
+        gone.iter().for_each(|name| touched.append(&mut self.delete_slice(name)));
+
+        for (name, service) in services {
+            if self.services.get(&name) != Some(&service) {
+                touched.append(&mut self.apply_service(service));
+            }
+        }
+        for (name, slice) in slices {
+            if self.slices.get(&name) != Some(&slice) {
+                touched.append(&mut self.apply_slice(slice));
+            }
+        }
+        touched
+    }
+
+    /// All Services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The Service of this name.
+    #[must_use]
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The slices of a Service, by their name. The Service itself need not exist.
+    pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
+    /// The Service that gets this frontend: the oldest of those that claim it.
+    #[must_use]
+    pub fn owner(&self, claim: &Claim) -> Option<&Service> {
+        let (_, name) = self.claimants.get(claim)?.first()?;
+        self.services.get(name)
+    }
+}
+
+fn seniority(service: &Service) -> Seniority {
+    service.created.unwrap_or(Seniority::MAX)
+}
+
+fn claims(service: &Service) -> impl Iterator<Item = Claim> {
+    service.cluster_ips.iter().flat_map(|&address| {
+        service.ports.iter().map(move |port| (address, port.port.get(), port.protocol))
+    })
+}
+
+#[cfg(test)]
+mod tests;

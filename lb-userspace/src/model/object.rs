@@ -1,0 +1,161 @@
+//! The objects of the model. A value of these types is valid: whoever makes one has checked addresses, ports and names.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_common::Protocol;
+
+use super::Origin;
+
+/// Namespace and name of an object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// `default` where the object names none.
+    pub namespace: Arc<str>,
+    /// Unique among the objects of one kind in the namespace.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// A name out of its two parts; an empty namespace means `default`.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: if namespace.is_empty() { "default" } else { namespace }.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whether `name` can be the name of an object, a namespace or a port: what DNS allows, in lower case.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let alphanumeric = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let bytes = name.as_bytes();
+    bytes.len() <= 253
+        && bytes.first().is_some_and(|&c| alphanumeric(c))
+        && bytes.last().is_some_and(|&c| alphanumeric(c))
+        && bytes.iter().all(|&c| alphanumeric(c) || c == b'-' || c == b'.')
+}
+
+/// A Service that is to be served on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: ObjectName,
+    /// Where it was read.
+    pub origin: Origin,
+    /// Creation time in seconds since 1970: decides which of two Services gets a frontend that both claim.
+    pub created: Option<i64>,
+    /// One address per IP family at most, the primary one first; never empty.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Ports with names and numbers that are unique within the Service.
+    pub ports: Vec<ServicePort>,
+    /// Addresses outside the cluster's range at which it is served as well.
+    pub external_ips: Vec<IpAddr>,
+    /// Addresses that a load balancer passes through unchanged (ipMode VIP).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Which endpoints clients within the cluster get.
+    pub internal_policy: TrafficPolicy,
+    /// Which endpoints clients outside get; `Local` only where the type of the Service lets it count.
+    pub external_policy: TrafficPolicy,
+    /// How long a client stays with its endpoint after its last new connection; `None` without session affinity.
+    pub affinity: Option<Duration>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Joins it to the ports of slices; empty where the only port has no name.
+    pub name: Arc<str>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// What clients dial. The endpoints' own port is in the slices.
+    pub port: NonZeroU16,
+    /// What clients dial on the addresses of the nodes.
+    pub node_port: Option<NonZeroU16>,
+}
+
+/// Which endpoints may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrafficPolicy {
+    /// All endpoints of the cluster.
+    #[default]
+    Cluster,
+    /// Those on this node only.
+    Local,
+}
+
+/// An IP family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// 32-bit addresses.
+    V4,
+    /// 128-bit addresses.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// A part of the endpoints of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Its own name, without meaning for what is served.
+    pub name: ObjectName,
+    /// Name of the Service, in the same namespace.
+    pub service: Arc<str>,
+    /// Family of all endpoint addresses.
+    pub family: Family,
+    /// Ports that every endpoint of this slice listens on.
+    pub ports: Vec<SlicePort>,
+    /// Endpoints in any order, possibly with duplicates.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl EndpointSlice {
+    /// The full name of its Service.
+    #[must_use]
+    pub fn service_name(&self) -> ObjectName {
+        ObjectName { namespace: self.name.namespace.clone(), name: self.service.clone() }
+    }
+}
+
+/// A port of the endpoints of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name of the Service port that it is for.
+    pub name: Arc<str>,
+    /// Must equal that of the Service port.
+    pub protocol: Protocol,
+    /// What the endpoints listen on.
+    pub port: NonZeroU16,
+}
+
+/// An endpoint of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where packets go.
+    pub address: IpAddr,
+    /// Takes new connections.
+    pub ready: bool,
+    /// Works, though it may be terminating.
+    pub serving: bool,
+    /// Is being deleted.
+    pub terminating: bool,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+}

@@ -1,0 +1,4 @@
+//! Where Services and EndpointSlices come from.
+
+pub mod convert;
+pub mod manifests;

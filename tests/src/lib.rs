@@ -1,0 +1,88 @@
+//! The lab: Kubernetes nodes, pods and an outside client as network namespaces on one machine.
+//!
+//! A test builds a [`Lab`], writes manifests, starts one `viaduct agent` per node and then talks through real sockets.
+//! When the lab goes out of scope (also by a panic, also by SIGKILL of the whole test) everything that it made is gone.
+//!
+//! ```no_run
+//! use viaduct_tests::{EndpointSliceManifest, Lab, Protocol::Tcp, ServiceManifest, Topology, http_get};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = Lab::builder().node("node1", Topology::Routed, ["client", "web"]).build()?;
+//! let _server = lab.pod("web").http_server(8080)?;
+//! lab.manifests().apply(&ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80))?;
+//! let slice = EndpointSliceManifest::new("default", "web").port("http", Tcp, 8080).pods([lab.pod("web")]);
+//! lab.manifests().apply(&slice)?;
+//! lab.node("node1").start_agent()?;
+//! assert_eq!(http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse()?)?.backend, "web");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # A tour
+//!
+//! Building the network:
+//!
+//! - [`lab`]: [`Lab`], its builder, [`Node`] and [`Pod`]; what a test holds in its hands.
+//! - [`addresses`]: every address of a lab, in one place.
+//! - [`wiring`]: the `ip` commands that make namespaces, veth pairs, routes and bridges.
+//! - [`namespace`]: running closures and programs inside a network namespace.
+//! - [`reaper`]: the one clean-up, which outlives the test process.
+//!
+//! Running Viaduct in it:
+//!
+//! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
+//! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
+//!
+//! Sending traffic and judging it:
+//!
+//! - [`server`]: HTTP and UDP servers that name themselves and the peer they saw.
+//! - [`client`]: single requests, long-lived connections, bulk runs with a [`Tally`].
+//! - [`statistics`]: is this spread as even as chance allows?
+//! - [`packet`]: raw packets with right checksums, and a checker that shares no code with their builder.
+//!
+//! When a test fails: [`report`] prints agents' logs, Viaduct's tables and the network, and keeps packet captures.
+//! [`deadline`] holds the time-outs, which `VIADUCT_TEST_SLOWDOWN` scales for emulated machines.
+
+pub mod addresses;
+pub mod agent;
+pub mod client;
+pub mod command;
+pub mod deadline;
+pub mod lab;
+pub mod manifests;
+pub mod namespace;
+pub mod packet;
+pub mod reaper;
+pub mod report;
+pub mod server;
+pub mod statistics;
+pub mod wiring;
+
+pub use agent::Agent;
+pub use client::{HttpAnswer, HttpConnection, Tally, bulk_http, bulk_udp, http_get};
+pub use deadline::{scaled, wait_until};
+pub use lab::{Lab, Node, Outside, Pod};
+pub use manifests::{Endpoint, EndpointSliceManifest, ManifestFolder, Protocol, ServiceManifest};
+pub use namespace::Namespace;
+pub use server::{HttpServer, UdpServer};
+pub use statistics::{assert_even, chi_squared};
+pub use wiring::Topology;
+
+/// Whether this process may build labs.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Ends the test that calls it, with a line that says so, when it does not run as root.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !$crate::is_root() {
+            fn here() {}
+            let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
+            println!("SKIPPED {test}: needs root");
+            return;
+        }
+    };
+}

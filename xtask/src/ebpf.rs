@@ -1,0 +1,168 @@
+//! Builds the BPF object and refuses one that the kernel would refuse.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::toolchain::{BpfToolchain, TARGET, scrub};
+
+/// The package of the BPF programs.
+pub const PACKAGE: &str = "lb-ebpf";
+/// The name of the object.
+pub const OBJECT: &str = "viaduct-bpf";
+
+/// Builds the object with `features` and returns its path. `target_dir` must not be the one of an outer cargo, which holds
+/// that one's lock; each set of features has a folder of its own in it, so that two builds never overwrite each other's.
+pub fn build(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path, features: &[&str]) -> Result<PathBuf> {
+    let target_dir = target_dir.join(if features.is_empty() { "default".to_owned() } else { features.join("+") });
+    eprintln!("{OBJECT}: {} and {}", toolchain.description(), toolchain.linker);
+    let status = cargo(toolchain, workspace_root, &target_dir, "build", features)?
+        .args(["--bin", OBJECT])
+        // A build script's standard output is read by the outer cargo.
+        .stdout(Stdio::from(io::stderr()))
+        .status()
+        .with_context(|| format!("cannot run {}", toolchain.compiler.cargo.display()))?;
+    if !status.success() {
+        bail!("{PACKAGE} does not build for {TARGET} with {} ({status})", toolchain.description());
+    }
+    let object = target_dir.join(TARGET).join("release").join(OBJECT);
+    reject_panics(&object)?;
+    Ok(object)
+}
+
+/// A cargo command (`build`, `check`, `clippy`) on the package of the BPF programs, set up for `toolchain` alone.
+pub fn cargo(
+    toolchain: &BpfToolchain,
+    workspace_root: &Path,
+    target_dir: &Path,
+    subcommand: &str,
+    features: &[&str],
+) -> Result<Command> {
+    let linker = toolchain.linker.path.to_str().context("the path of bpf-linker is not UTF-8")?;
+    let flags = [
+        format!("-Clinker={linker}"),
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+        // Atomics that return a value need v3 (kernel 5.12).
+        "-Ctarget-cpu=v3".into(),
+        // Else every zeroed struct becomes a call that writes it byte by byte.
+        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
+    ];
+    let compiler = &toolchain.compiler;
+    let mut command = Command::new(&compiler.cargo);
+    scrub(&mut command)
+        .current_dir(workspace_root)
+        .env("RUSTC", &compiler.rustc)
+        // aya-ebpf uses an unstable feature, whichever the compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTUP_AUTO_INSTALL", "0")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        // The workspace's release profile is tuned for the agent. Here the linker optimises all of the program at once.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .args([subcommand, "--package", PACKAGE, "--release", "--target", TARGET, "--target-dir"])
+        .arg(target_dir);
+    if workspace_root.join("Cargo.lock").is_file() {
+        command.arg("--locked");
+    }
+    if compiler.builds_core {
+        command.args(["-Z", "build-std=core"]);
+    }
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
+    Ok(command)
+}
+
+/// A panic that can be reached ends in a loop or a call the verifier does not know; the kernel says so only when the program
+/// is loaded ("last insn is not an exit or jmp"), and does not say where.
+fn reject_panics(object: &Path) -> Result<()> {
+    let bytes = fs::read(object).with_context(|| format!("cannot read the object {}", object.display()))?;
+    let panics = panic_symbols(&bytes).with_context(|| format!("{} is no object of {TARGET}", object.display()))?;
+    if panics.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} can panic, and the kernel would refuse to load it. Look for indexing, slicing, unwrap, division and checked \
+         arithmetic, and use checked accessors instead. Reached: {}",
+        object.display(),
+        panics.join(", ")
+    );
+}
+
+/// The symbols of `core::panicking` in a 64-bit little-endian ELF file; the mangling, old or new, keeps the path readable.
+/// Debug information is no evidence: it names functions that were inlined away.
+fn panic_symbols(elf: &[u8]) -> Option<Vec<String>> {
+    const SYMBOLS: u64 = 2;
+    let number = |at: usize, length: usize| -> Option<u64> {
+        let bytes = elf.get(at..at.checked_add(length)?)?;
+        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let offset = |at: usize| usize::try_from(number(at, 8)?).ok();
+    if !elf.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    let (headers, header_size) = (offset(0x28)?, usize::try_from(number(0x3a, 2)?).ok()?);
+    let header = |index: u64| headers.checked_add(header_size.checked_mul(usize::try_from(index).ok()?)?);
+    let mut found = Vec::new();
+    for index in 0..number(0x3c, 2)? {
+        let section = header(index)?;
+        if number(section + 4, 4)? != SYMBOLS {
+            continue;
+        }
+        let names = header(number(section + 0x28, 4)?)?;
+        let start = offset(names + 0x18)?;
+        let strings = elf.get(start..start.checked_add(offset(names + 0x20)?)?)?;
+        let names = strings.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        found.extend(names.filter(|name| name.contains("4core9panicking")).map(String::from));
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A minimal ELF file: header, string table, then the headers of a symbol table and of its string table.
+    fn elf(strings: &[u8]) -> Vec<u8> {
+        let mut file = vec![0; 0x40];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        file[0x28..0x30].copy_from_slice(&(0x40 + strings.len() as u64).to_le_bytes());
+        file[0x3a] = 0x40;
+        file[0x3c] = 2;
+        file.extend(strings);
+        let mut symbols = [0; 0x40];
+        (symbols[4], symbols[0x28]) = (2, 1);
+        let mut names = [0; 0x40];
+        (names[4], names[0x18]) = (3, 0x40);
+        names[0x20..0x28].copy_from_slice(&(strings.len() as u64).to_le_bytes());
+        file.extend(symbols);
+        file.extend(names);
+        file
+    }
+
+    #[test]
+    fn reachable_panics_are_named_in_both_manglings() {
+        let legacy = "_ZN4core9panicking18panic_bounds_check17h0123456789abcdefE";
+        let v0 = "_RNvNtCs1234_4core9panicking5panic";
+        let file = elf(format!("\0from_pod\0{legacy}\0{v0}\0").as_bytes());
+        assert_eq!(panic_symbols(&file).unwrap(), [legacy, v0]);
+    }
+
+    #[test]
+    fn object_without_panics_is_accepted() {
+        assert_eq!(panic_symbols(&elf(b"\0from_pod\0FLOWS_4\0")).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn garbage_is_no_object() {
+        assert_eq!(panic_symbols(b"#!/bin/sh"), None);
+        let mut cut = elf(b"\0from_pod\0");
+        cut.truncate(0x50);
+        assert_eq!(panic_symbols(&cut), None);
+    }
+}
