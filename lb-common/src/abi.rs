@@ -170,9 +170,15 @@ impl Name {
     }
 }
 
+impl core::fmt::Debug for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.as_str().unwrap_or("(not UTF-8)"))
+    }
+}
+
 /// Value of `SERVICE_NAMES`: whose service port an id is. Read by people and by an agent that starts, never by packets.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ServiceName {
     /// Namespace of the Service.
     pub namespace: Name,

@@ -1,6 +1,18 @@
 //! The agent and the command line of Viaduct.
+//!
+//! ```text
+//! source -> model -> plan -> state -> dataplane
+//!           \____ pure ______________/   maps, programs, links
+//! ```
+//!
+//! [`agent`] is the loop that drives them; [`cli`] reads the pinned maps, with or without an agent.
 
+pub mod agent;
+pub mod cli;
+pub mod dataplane;
+pub mod interfaces;
 pub mod maglev;
 pub mod model;
 pub mod plan;
 pub mod source;
+pub mod state;

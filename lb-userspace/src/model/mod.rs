@@ -152,9 +152,10 @@ fn seniority(service: &Service) -> Seniority {
 }
 
 fn claims(service: &Service) -> impl Iterator<Item = Claim> {
-    service.cluster_ips.iter().flat_map(|&address| {
-        service.ports.iter().map(move |port| (address, port.port.get(), port.protocol))
-    })
+    service
+        .cluster_ips
+        .iter()
+        .flat_map(|&address| service.ports.iter().map(move |port| (address, port.port.get(), port.protocol)))
 }
 
 #[cfg(test)]

@@ -38,15 +38,21 @@ impl Problem {
     }
 }
 
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line: 0 } => write!(f, "{}", path.display()),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Api => f.write_str("the API server"),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = OneLine(f);
-        if let Origin::File { path, line: number } = &self.origin {
-            write!(line, "{}:", path.display())?;
-            if *number > 0 {
-                write!(line, "{number}:")?;
-            }
-            line.write_char(' ')?;
+        if self.origin != Origin::Api {
+            write!(line, "{}: ", self.origin)?;
         }
         for part in [&self.object, &self.field] {
             if !part.is_empty() {
@@ -84,14 +90,13 @@ impl Problems {
         Self { origin, object: object.into(), first: Vec::new(), more: 0 }
     }
 
-    /// Notes a problem; the texts are only made if it will be told.
-    pub fn add(&mut self, field: impl FnOnce() -> String, message: impl FnOnce() -> String) {
+    /// Notes a problem of one field.
+    pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         if self.first.len() == Self::LIMIT {
             self.more += 1;
             return;
         }
-        let problem = self.problem(field(), message());
-        self.first.push(problem);
+        self.first.push(self.problem(field, message));
     }
 
     /// A problem of this object, not noted here: for one that makes the whole object unusable.

@@ -125,10 +125,12 @@ fn frontends(model: &Model, service: &Service, port: &ServicePort, problems: &mu
         }
         let number = port.port.get();
         match model.owner(&(address, number, port.protocol)) {
-            Some(owner) if owner.name != service.name => problems.add(String::new, || {
-                let socket = SocketAddr::new(address, number);
-                format!("{socket}/{} belongs to Service {} already; give one of them another address or port", port.protocol, owner.name)
-            }),
+            Some(owner) if owner.name != service.name => {
+                let frontend = format!("{}/{}", SocketAddr::new(address, number), port.protocol);
+                let advice = "give one of them another address or port";
+                problems
+                    .add("spec.clusterIP", format!("{frontend} already belongs to Service {}; {advice}", owner.name));
+            }
             _ => {
                 frontends.insert(Frontend { address, port: number, protocol: port.protocol, scope: Scope::Cluster });
             }

@@ -1,4 +1,4 @@
-//! Where Services and EndpointSlices come from.
+//! Where Services and EndpointSlices come from. Each source delivers objects of the model.
 
 pub mod convert;
 pub mod manifests;

@@ -1,0 +1,266 @@
+//! The agent: source -> model -> plan -> state -> maps, and programs on the interfaces of pods.
+//!
+//! What it has brought about stays when it ends, however it ends. A new agent finds it in the pinned maps and links, and
+//! goes on from there.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::dataplane::attach::{self, Mechanism};
+use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes, wait_for_grace_period};
+use crate::interfaces::{Interfaces, Names};
+use crate::model::Model;
+use crate::plan;
+use crate::source::manifests::{Folder, Watcher};
+use crate::state::State;
+
+/// After the kernel has refused a write, the maps are read and brought up to date again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What an agent is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where its maps and links are pinned.
+    pub pins: Pins,
+    /// Name of this node.
+    pub node: String,
+    /// Folder with Services and EndpointSlices.
+    pub manifests: PathBuf,
+    /// Names of interfaces that lead to pods, with `*` and `?`.
+    pub pod_interfaces: Vec<String>,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// Settings of the programs.
+    pub settings: Settings,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start. Whatever happens later is logged and tried again.
+pub fn run(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
+    let result = runtime.block_on(serve(options));
+    // A grace period may still be waited for, on a thread of its own.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    options.pins.create()?;
+    let _lock = options.pins.lock()?;
+    // Watch first and read then, or a change in between is lost.
+    let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
+    let mut watcher = Watcher::new(&options.manifests);
+
+    let mut agent = Agent::start(&options)?;
+    agent.sync();
+    agent.cover(interfaces.list().await?);
+    agent.announce(&options);
+    loop {
+        tokio::select! {
+            () = watcher.changed() => agent.sync(),
+            () = interfaces.changed() => match interfaces.list().await {
+                Ok(present) => agent.cover(present),
+                Err(error) => error!("{error:#}"),
+            },
+            () = wait(agent.grace.as_mut()) => agent.end_grace(),
+            () = sleep_until(agent.retry_at) => agent.recover(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        agent.announce(&options);
+    }
+    info!("stopped; the datapath goes on without the agent");
+    Ok(())
+}
+
+async fn wait(task: Option<&mut JoinHandle<()>>) {
+    match task {
+        // It does nothing that could fail.
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Agent {
+    pins: Pins,
+    object: Object,
+    maps: Maps,
+    state: State,
+    folder: Folder,
+    model: Model,
+    covered: Names,
+    mechanism: Option<Mechanism>,
+    /// Problems that stand, so that each is logged when it comes and when it goes.
+    problems: BTreeSet<String>,
+    grace: Option<JoinHandle<()>>,
+    retry_at: Option<Instant>,
+    synced: bool,
+    announced: bool,
+}
+
+impl Agent {
+    fn start(options: &Options) -> Result<Self> {
+        let pins = options.pins.clone();
+        let mut object = Object::load(OBJECT, &pins, &options.sizes, options.settings)?;
+        object.pin(&pins)?;
+        let maps = Maps::open(&pins, true)?;
+        let state = adopt(&maps)?;
+        Ok(Self {
+            pins,
+            object,
+            maps,
+            state,
+            folder: Folder::new(&options.manifests),
+            model: Model::default(),
+            covered: Names::new(),
+            mechanism: None,
+            problems: BTreeSet::new(),
+            grace: None,
+            retry_at: None,
+            synced: false,
+            announced: false,
+        })
+    }
+
+    /// Reads the folder and makes the maps equal to it.
+    fn sync(&mut self) {
+        let begun = Instant::now();
+        let snapshot = self.folder.read();
+        let mut problems: Vec<String> = snapshot.problems.iter().map(ToString::to_string).collect();
+        if !snapshot.complete {
+            // Nothing is known, so nothing is touched.
+            self.report(problems);
+            return;
+        }
+        self.model.replace(snapshot.services, snapshot.slices);
+        let plan = plan::plan(&self.model);
+        problems.extend(plan.problems.iter().map(ToString::to_string));
+        let result = self.state.reconcile(&plan);
+        problems.extend(result.shortages.iter().map(ToString::to_string));
+        self.report(problems);
+        if let Err(error) = self.maps.write(&result.writes) {
+            error!("{error:#}; trying again in {RETRY:?}");
+            self.retry_at = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.retry_at = None;
+        if !result.writes.is_empty() || !self.synced {
+            info!(
+                writes = result.writes.len(),
+                service_ports = plan.service_ports.len(),
+                duration_ms = begun.elapsed().as_secs_f64() * 1e3,
+                "services applied"
+            );
+        }
+        self.synced = true;
+        self.begin_grace();
+    }
+
+    /// A write has failed: what the maps hold is not known any more.
+    fn recover(&mut self) {
+        self.retry_at = None;
+        match adopt(&self.maps) {
+            Ok(state) => {
+                self.state = state;
+                self.grace = None;
+                self.sync();
+            }
+            Err(error) => {
+                error!("{error:#}; trying again in {RETRY:?}");
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    fn begin_grace(&mut self) {
+        if self.grace.is_none() && self.state.begin_grace() {
+            self.grace = Some(tokio::task::spawn_blocking(wait_for_grace_period));
+        }
+    }
+
+    fn end_grace(&mut self) {
+        self.grace = None;
+        self.state.release();
+        self.begin_grace();
+    }
+
+    /// Attaches the programs to interfaces that have come, and forgets those that have gone.
+    fn cover(&mut self, present: Names) {
+        let (_, pinned) = attach::attached(&self.pins);
+        let gone: BTreeSet<u32> =
+            pinned.into_keys().chain(self.covered.keys().copied()).filter(|index| !present.contains_key(index)).collect();
+        for index in gone {
+            let name = self.covered.remove(&index).unwrap_or_default();
+            match attach::forget(&self.pins, index) {
+                Ok(_) => info!(interface = name, index, "interface forgotten"),
+                Err(error) => error!(interface = name, index, "{error:#}"),
+            }
+        }
+        for (index, name) in present {
+            if self.covered.get(&index) == Some(&name) {
+                continue;
+            }
+            match attach::attach(&mut self.object, &self.pins, index, &name) {
+                Ok(Some(mechanism)) => {
+                    info!(interface = name, index, mechanism = mechanism.name(), "programs attached");
+                    self.mechanism = Some(mechanism);
+                    self.covered.insert(index, name);
+                }
+                Ok(None) => {}
+                // Tried again whenever interfaces are listed.
+                Err(error) => error!(interface = name, index, "{error:#}"),
+            }
+        }
+    }
+
+    fn report(&mut self, problems: Vec<String>) {
+        let problems: BTreeSet<String> = problems.into_iter().collect();
+        for problem in problems.difference(&self.problems) {
+            warn!("{problem}");
+        }
+        for problem in self.problems.difference(&problems) {
+            info!("no longer a problem: {problem}");
+        }
+        self.problems = problems;
+    }
+
+    /// Says once that everything is in place.
+    fn announce(&mut self, options: &Options) {
+        if self.announced || !self.synced {
+            return;
+        }
+        self.announced = true;
+        info!(
+            node = options.node,
+            bpffs = %self.pins.root().display(),
+            interfaces = self.covered.len(),
+            mechanism = self.mechanism.map_or("none yet", Mechanism::name),
+            "ready"
+        );
+    }
+}
+
+fn adopt(maps: &Maps) -> Result<State> {
+    // Packets may still use what an agent before has given up.
+    wait_for_grace_period();
+    let mut state = State::adopt(maps.read()?, maps.limits());
+    state.verify(|range| maps.slots(range));
+    Ok(state)
+}

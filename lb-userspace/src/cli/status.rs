@@ -1,0 +1,150 @@
+//! `viaduct status`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use aya::programs::ProgramInfo;
+use lb_common::abi::LAYOUT;
+use serde::Serialize;
+
+use super::{Format, open, output};
+use crate::dataplane::attach;
+use crate::dataplane::{MapUse, Object, Pins};
+
+#[derive(Debug, Serialize)]
+struct Status {
+    bpffs: PathBuf,
+    layout: u32,
+    agent: AgentStatus,
+    /// `tcx` or `clsact`; none before an interface is served.
+    mechanism: Option<&'static str>,
+    programs: Vec<ProgramStatus>,
+    interfaces: Vec<InterfaceStatus>,
+    maps: Vec<MapUse>,
+    reasons: BTreeMap<&'static str, ReasonStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentStatus {
+    running: bool,
+    pid: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProgramStatus {
+    name: &'static str,
+    id: u32,
+    /// Of the instructions, as bpftool prints it.
+    tag: String,
+    /// Instructions that the verifier walked through.
+    verified_instructions: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct InterfaceStatus {
+    index: u32,
+    /// In the network namespace of this command; none there.
+    name: Option<String>,
+    programs: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ReasonStatus {
+    packets: u64,
+    dropped: bool,
+}
+
+pub(super) fn print(pins: &Pins, format: Format) -> Result<()> {
+    let status = collect(pins)?;
+    match format {
+        Format::Json => output::print_json(&status),
+        Format::Table => output::write_out(&text(&status)),
+    }
+}
+
+fn collect(pins: &Pins) -> Result<Status> {
+    let maps = open(pins)?;
+    let running = pins.is_locked()?;
+    let (mechanism, interfaces) = attach::attached(pins);
+    Ok(Status {
+        bpffs: pins.root().to_owned(),
+        layout: LAYOUT,
+        agent: AgentStatus { running, pid: pins.holder().filter(|_| running) },
+        mechanism: mechanism.map(attach::Mechanism::name),
+        programs: [Object::FROM_POD, Object::TO_POD].into_iter().filter_map(|name| program(pins, name)).collect(),
+        interfaces: interfaces
+            .into_iter()
+            .map(|(index, programs)| InterfaceStatus {
+                index,
+                name: nix::net::if_::if_indextoname(index).ok().map(|name| name.to_string_lossy().into_owned()),
+                programs,
+            })
+            .collect(),
+        maps: maps.usage()?,
+        reasons: maps
+            .reasons()?
+            .into_iter()
+            .map(|(reason, packets)| (reason.name(), ReasonStatus { packets, dropped: reason.drops() }))
+            .collect(),
+    })
+}
+
+fn program(pins: &Pins, name: &'static str) -> Option<ProgramStatus> {
+    let info = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
+    Some(ProgramStatus {
+        name,
+        id: info.id(),
+        tag: format!("{:016x}", info.tag()),
+        verified_instructions: info.verified_instruction_count(),
+    })
+}
+
+fn text(status: &Status) -> String {
+    let agent = match status.agent {
+        AgentStatus { running: true, pid: Some(pid) } => format!("running (pid {pid})"),
+        AgentStatus { running: true, pid: None } => "running".to_owned(),
+        AgentStatus { running: false, .. } => "not running; the datapath goes on without it".to_owned(),
+    };
+    let mut text = format!(
+        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\n\n",
+        status.bpffs.display(),
+        status.layout,
+        status.interfaces.len(),
+        status.mechanism.map_or_else(String::new, |mechanism| format!(" by {mechanism}")),
+    );
+    let programs: Vec<_> = status
+        .programs
+        .iter()
+        .map(|program| {
+            let verified = program.verified_instructions.map_or("-".to_owned(), |count| count.to_string());
+            [program.name.to_owned(), program.id.to_string(), program.tag.clone(), verified]
+        })
+        .collect();
+    text.push_str(&output::table(["PROGRAM", "ID", "TAG", "VERIFIED INSTRUCTIONS"], &programs));
+    text.push('\n');
+    let interfaces: Vec<_> = status
+        .interfaces
+        .iter()
+        .map(|interface| {
+            let name = interface.name.clone().unwrap_or_else(|| "(not in this network namespace)".to_owned());
+            [name, interface.index.to_string(), interface.programs.join(", ")]
+        })
+        .collect();
+    text.push_str(&output::table(["INTERFACE", "INDEX", "PROGRAMS"], &interfaces));
+    text.push('\n');
+    let maps: Vec<_> =
+        status.maps.iter().map(|map| [map.name.to_owned(), map.used.to_string(), map.size.to_string()]).collect();
+    text.push_str(&output::table(["MAP", "USED", "SIZE"], &maps));
+    text.push('\n');
+    let reasons: Vec<_> = status
+        .reasons
+        .iter()
+        .map(|(name, reason)| {
+            let fate = if reason.dropped { "dropped" } else { "passed on" };
+            [(*name).to_owned(), fate.to_owned(), reason.packets.to_string()]
+        })
+        .collect();
+    text.push_str(&output::table(["REASON", "PACKETS ARE", "COUNT"], &reasons));
+    text
+}

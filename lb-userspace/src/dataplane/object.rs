@@ -1,0 +1,115 @@
+//! Loading the programs, with the maps that are pinned already or new ones.
+
+use anyhow::{Context, Result, bail};
+use aya::maps::MapData;
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+
+use super::{MapShape, Pins, Sizes};
+
+/// The kernel programs, built from `lb-ebpf` and part of this binary.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VIADUCT_BPF_OBJECT"));
+
+/// What the programs are told at load time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Seed of backend selection; the same on all nodes of a cluster.
+    pub seed: u64,
+    /// Bits of the packet mark that say "translated on this node"; 0 for none.
+    pub mark: u32,
+}
+
+/// The loaded programs.
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Names of the programs in the object: one for each direction at a pod's interface.
+    pub const FROM_POD: &'static str = "from_pod";
+    /// See [`Self::FROM_POD`].
+    pub const TO_POD: &'static str = "to_pod";
+
+    /// Loads `object`. Maps that are pinned already are adopted, the others are made and pinned.
+    ///
+    /// # Errors
+    /// When a pinned map has another shape than this version or `sizes` say, or when the kernel refuses something.
+    pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Self> {
+        let shapes = sizes.shapes();
+        for shape in &shapes {
+            check_pinned(pins, shape)?;
+        }
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SEED", &settings.seed, true).override_global("MARK", &settings.mark, true);
+        for shape in &shapes {
+            loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pins.map(shape.name));
+        }
+        let mut ebpf = loader.load(object).context("the kernel refused the maps: is it older than 5.15?")?;
+        for name in [Self::FROM_POD, Self::TO_POD] {
+            program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// One of the two programs.
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        program(&mut self.ebpf, name)
+    }
+
+    /// The loaded object itself, for what tests look at beyond the programs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Pins the programs in the place of the ones before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn pin(&mut self, pins: &Pins) -> Result<()> {
+        for name in [Self::FROM_POD, Self::TO_POD] {
+            let path = pins.programs().join(name);
+            super::attach::remove_pin(&path)?;
+            self.program(name)?.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    program.try_into().with_context(|| format!("{name} is no TC program"))
+}
+
+fn check_pinned(pins: &Pins, shape: &MapShape) -> Result<()> {
+    let path = pins.map(shape.name);
+    if !path.exists() {
+        return Ok(());
+    }
+    let info = MapData::from_pin(&path).and_then(|map| map.info()).with_context(|| format!("cannot open {}", path.display()))?;
+    if info.key_size() != shape.key || info.value_size() != shape.value {
+        bail!(
+            "layout mismatch: {} has keys of {} and values of {} bytes, this viaduct expects {} and {}; run `viaduct \
+             cleanup --bpffs {}` if no agent needs it",
+            path.display(),
+            info.key_size(),
+            info.value_size(),
+            shape.key,
+            shape.value,
+            pins.root().display(),
+        );
+    }
+    if info.max_entries() != shape.entries {
+        bail!(
+            "{} has room for {} entries, the flags ask for {}; give the same sizes as before, or run `viaduct cleanup \
+             --bpffs {}`, which drops the state of all connections",
+            path.display(),
+            info.max_entries(),
+            shape.entries,
+            pins.root().display(),
+        );
+    }
+    Ok(())
+}

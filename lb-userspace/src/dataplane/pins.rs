@@ -1,0 +1,192 @@
+//! Where everything is pinned: `DIR/v<layout>/` holds the maps, `programs/`, and `links/` (or `filters/`).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lb_common::abi::LAYOUT;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+/// The folder of one node on a BPF file system.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// The right to write to the maps and links of a node. Ends with the process, however that ends.
+#[derive(Debug)]
+pub struct Lock {
+    _folder: Flock<File>,
+}
+
+impl Pins {
+    /// The folder that `--bpffs` names.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Pins of this version's layout.
+    #[must_use]
+    pub fn layout(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT}"))
+    }
+
+    /// The pin of a map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.layout().join(name)
+    }
+
+    /// Pins of the programs that are in use.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.layout().join("programs")
+    }
+
+    /// Pins of TCX links, named `<interface index>-<program>`.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.layout().join("links")
+    }
+
+    /// The same for kernels without TCX: each pin is the program of a clsact filter.
+    #[must_use]
+    pub fn filters(&self) -> PathBuf {
+        self.layout().join("filters")
+    }
+
+    /// Makes the folders.
+    ///
+    /// # Errors
+    /// When they are not on a BPF file system, or cannot be made.
+    pub fn create(&self) -> Result<()> {
+        require_root()?;
+        self.require_bpffs()?;
+        for folder in [self.programs(), self.links(), self.filters()] {
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot create {}: check its parent folders", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a datapath of this version's layout is pinned here.
+    ///
+    /// # Errors
+    /// Says what is missing and how to get it.
+    pub fn require_datapath(&self) -> Result<()> {
+        require_root()?;
+        if self.layout().join("FRONTENDS_4").exists() {
+            return Ok(());
+        }
+        self.require_bpffs()?;
+        if let Some(other) = self.layouts().into_iter().find(|layout| *layout != LAYOUT) {
+            bail!(
+                "layout mismatch: the maps in {} have layout {other}, this viaduct reads layout {LAYOUT}; use the \
+                 viaduct binary of the agent that runs on this node",
+                self.root.display()
+            );
+        }
+        bail!(
+            "no datapath is pinned in {}: start `viaduct agent`, or give its folder with --bpffs",
+            self.root.display()
+        );
+    }
+
+    /// The layouts for which there is a folder.
+    #[must_use]
+    pub fn layouts(&self) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir(&self.root) else { return Vec::new() };
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()).collect()
+    }
+
+    fn require_bpffs(&self) -> Result<()> {
+        let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let kind = statfs(existing).with_context(|| format!("cannot look at {}", existing.display()))?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            bail!(
+                "{} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf`, or give a folder on one with --bpffs",
+                self.root.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes the lock of an agent.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn lock(&self) -> Result<Lock> {
+        let folder = File::open(&self.root).with_context(|| format!("cannot open {}", self.root.display()))?;
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(folder) => Ok(Lock { _folder: folder }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let holder = self.holder().map_or_else(String::new, |pid| format!(" (pid {pid})"));
+                bail!(
+                    "another agent{holder} works on {}: stop it first, or give this one a folder of its own with --bpffs",
+                    self.root.display()
+                )
+            }
+            Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", self.root.display())),
+        }
+    }
+
+    /// Process id of the agent that holds the lock, as far as this pid namespace shows it.
+    #[must_use]
+    pub fn holder(&self) -> Option<u32> {
+        let inode = fs::metadata(&self.root).ok()?.ino();
+        holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+    }
+
+    /// Whether some agent holds the lock.
+    ///
+    /// # Errors
+    /// When the folder cannot be opened.
+    pub fn is_locked(&self) -> io::Result<bool> {
+        let folder = File::open(&self.root)?;
+        Ok(matches!(Flock::lock(folder, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK))))
+    }
+}
+
+/// Lines of /proc/locks: `1: FLOCK  ADVISORY  WRITE 4711 00:1c:12345 0 EOF` (proc_locks(5)).
+fn holder_in(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        if fields.next()? != "FLOCK" {
+            return None;
+        }
+        let pid = fields.nth(2)?;
+        let (_, locked) = fields.next()?.rsplit_once(':')?;
+        (locked.parse() == Ok(inode)).then(|| pid.parse().ok())?
+    })
+}
+
+fn require_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!("viaduct needs root, to read and write BPF maps: run it with sudo, or in a privileged container");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_lock_is_found_by_the_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 99 fe:00:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 4711 00:1c:77 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 4712 00:1c:78 0 EOF\n";
+        assert_eq!(holder_in(locks, 77), Some(4711));
+        assert_eq!(holder_in(locks, 78), None);
+    }
+}

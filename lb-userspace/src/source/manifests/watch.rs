@@ -1,0 +1,142 @@
+//! Tells when a folder of manifests is worth reading again.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+/// A change is told when none has followed it for this long: editors and copies make several.
+const QUIET: Duration = Duration::from_millis(50);
+/// A change is told after this long even if others follow without a pause.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often to look whether the folder is still the one that is watched.
+const CHECK: Duration = Duration::from_secs(1);
+/// How often the folder is read without any sign of change: the net under lost events and links to other folders.
+const REREAD: Duration = Duration::from_secs(30);
+
+/// Watches a folder, which may come and go.
+#[derive(Debug)]
+pub struct Watcher {
+    dir: PathBuf,
+    events: mpsc::Receiver<()>,
+    sender: mpsc::Sender<()>,
+    watch: Option<Watch>,
+    /// Change that is not told yet: when it began, and when the last event came.
+    pending: Option<(Instant, Instant)>,
+    next_check: Instant,
+    next_reread: Instant,
+    /// Watching has failed, and was told.
+    failed: bool,
+}
+
+/// A watch lives on a directory, not on its path.
+#[derive(Debug)]
+struct Watch {
+    /// Device and inode: tell whether the path still leads there.
+    directory: (u64, u64),
+    /// The directory is gone. Another one may have its numbers.
+    lost: Arc<AtomicBool>,
+    _watcher: RecommendedWatcher,
+}
+
+impl Watcher {
+    /// Watches from now on. Watch first and read then, or a change in between is lost until the next regular reading.
+    /// The folder need not exist. Call it within a tokio runtime.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        // One place is enough: what is told is that there was an event, not which.
+        let (sender, events) = mpsc::channel(1);
+        let now = Instant::now();
+        let mut watcher = Self {
+            dir: dir.into(),
+            events,
+            sender,
+            watch: None,
+            pending: None,
+            next_check: now,
+            next_reread: now + REREAD,
+            failed: false,
+        };
+        watcher.check();
+        watcher.pending = None;
+        watcher
+    }
+
+    /// Waits until the folder should be read again. Can be dropped and called again without losing a change.
+    pub async fn changed(&mut self) {
+        loop {
+            let due = self.pending.map_or(self.next_reread, |(first, last)| (last + QUIET).min(first + PATIENCE));
+            tokio::select! {
+                Some(()) = self.events.recv() => self.note(),
+                () = sleep_until(due.min(self.next_check)) => {}
+            }
+            let now = Instant::now();
+            if now >= self.next_check {
+                self.check();
+            }
+            if now >= due {
+                self.pending = None;
+                self.next_reread = now + REREAD;
+                return;
+            }
+        }
+    }
+
+    fn note(&mut self) {
+        let now = Instant::now();
+        let first = self.pending.map_or(now, |(first, _)| first);
+        self.pending = Some((first, now));
+    }
+
+    /// Follows the path to another directory if it leads to one now.
+    fn check(&mut self) {
+        self.next_check = Instant::now() + CHECK;
+        let directory = fs::metadata(&self.dir).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let watched = self.watch.as_ref().filter(|watch| !watch.lost.load(Ordering::Relaxed));
+        if directory == watched.map(|watch| watch.directory) {
+            return;
+        }
+        self.watch = None;
+        self.note();
+        let Some(directory) = directory else {
+            debug!(folder = %self.dir.display(), "the folder is gone; waiting for it");
+            return;
+        };
+        let lost = Arc::new(AtomicBool::new(false));
+        match watch(&self.dir, self.sender.clone(), lost.clone()) {
+            Ok(watcher) => self.watch = Some(Watch { directory, lost, _watcher: watcher }),
+            Err(error) if !self.failed => {
+                self.failed = true;
+                let period = CHECK.as_secs();
+                warn!(folder = %self.dir.display(), "cannot watch the folder: {error}; reading it every {period} s");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn watch(dir: &Path, sender: mpsc::Sender<()>, lost: Arc<AtomicBool>) -> notify::Result<RecommendedWatcher> {
+    let path = dir.to_path_buf();
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if let Ok(event) = &event {
+            match event.kind {
+                // Reading the folder makes events too; to follow these would be to read it for ever.
+                EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write) => return,
+                EventKind::Remove(_) if event.paths.contains(&path) => lost.store(true, Ordering::Relaxed),
+                _ => {}
+            }
+        }
+        // A full channel holds the news already.
+        let _ = sender.try_send(());
+    })?;
+    watcher.watch(dir, RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}
