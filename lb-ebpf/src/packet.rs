@@ -147,6 +147,17 @@ impl Packet {
         ptr_at(ctx, bounded(self.l4))
     }
 
+    /// A UDP datagram whose sender left the checksum out (RFC 768).
+    #[inline(always)]
+    pub fn lacks_checksum(&self, ctx: &TcContext) -> bool {
+        if let Protocol::Tcp = self.tuple.protocol {
+            return false;
+        }
+        let check = ptr_at::<u16>(ctx, bounded(self.l4 + UDP_CHECK_OFFSET));
+        // SAFETY: bounds were checked by `ptr_at`.
+        check.is_some_and(|check| unsafe { *check } == 0)
+    }
+
     /// Offset of the transport checksum from the start of the Ethernet header, bytes.
     #[inline(always)]
     pub const fn check_offset(&self) -> usize {

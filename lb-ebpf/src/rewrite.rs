@@ -1,6 +1,7 @@
 //! Changes a packet from one tuple to another, in the fields that differ, checksums included.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
 use lb_common::Tuple4;
 use lb_common::abi::Reason;
@@ -11,7 +12,7 @@ use crate::packet::{Packet, ptr_at};
 
 /// Size of the changed field, in the flags of `bpf_l4_csum_replace`.
 const FOUR_BYTES: u64 = 4;
-/// A UDP checksum of 0 means that there is none, and stays; a computed 0 is sent as 0xffff (RFC 768).
+/// A computed UDP checksum of 0 is sent as 0xffff, since 0 means that there is none (RFC 768).
 const ZERO_IS_NONE: u64 = BPF_F_MARK_MANGLED_0 as u64;
 const PSEUDO_HEADER: u64 = BPF_F_PSEUDO_HDR as u64;
 
@@ -22,6 +23,7 @@ const PSEUDO_HEADER: u64 = BPF_F_PSEUDO_HDR as u64;
 pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple4) -> Result<(), Reason> {
     let from = &packet.tuple;
     let check_offset = packet.check_offset();
+    let lacks_checksum = packet.lacks_checksum(ctx);
 
     let ip = ptr_at::<Ipv4Header>(ctx, ETHERNET_LEN).ok_or(Reason::Rewrite)?;
     let ports = packet.ports(ctx).ok_or(Reason::Rewrite)?;
@@ -40,6 +42,14 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple4) -> Result<(), Reas
         (old, ports.cast::<u32>().read())
     };
 
+    if lacks_checksum {
+        // Nothing makes up for the new ports in a sum over the whole packet, if the device gave one; it is an error that
+        // says nothing when it did not. The addresses are made up for by the checksum of the IP header.
+        let difference = u64::from(!old_ports) + u64::from(new_ports);
+        // SAFETY: the context is valid for the run of the program.
+        unsafe { bpf_csum_update(ctx.skb.skb, (difference as u32).wrapping_add((difference >> 32) as u32)) };
+        return Ok(());
+    }
     let replace = |old: u32, new: u32, flags: u64| {
         if old == new {
             return Ok(());

@@ -40,6 +40,10 @@
 //! - [`statistics`]: is this spread as even as chance allows?
 //! - [`packet`]: raw packets with right checksums, and a checker that shares no code with their builder.
 //!
+//! Without a network:
+//!
+//! - [`datapath`]: the kernel programs, loaded with maps of their own; single packets are run through them.
+//!
 //! When a test fails: [`report`] prints agents' logs, Viaduct's tables and the network, and keeps packet captures.
 //! [`deadline`] holds the time-outs, which `VIADUCT_TEST_SLOWDOWN` scales for emulated machines.
 
@@ -47,6 +51,7 @@ pub mod addresses;
 pub mod agent;
 pub mod client;
 pub mod command;
+pub mod datapath;
 pub mod deadline;
 pub mod lab;
 pub mod manifests;

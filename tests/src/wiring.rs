@@ -41,9 +41,17 @@ pub struct Wiring {
 
 #[derive(Default)]
 struct Inside {
-    forwards: bool,
+    role: Role,
     commands: Vec<String>,
     interfaces: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Role {
+    #[default]
+    Host,
+    Fabric,
+    Node,
 }
 
 /// One end of a veth pair, before it exists.
@@ -67,12 +75,12 @@ impl Wiring {
 
     /// The network between the nodes.
     pub fn fabric(&mut self, fabric: &Namespace) {
-        self.create(fabric, true);
+        self.create(fabric, Role::Fabric);
     }
 
     /// A client beyond the fabric.
     pub fn outside(&mut self, outside: &Namespace, fabric: &Namespace) {
-        self.create(outside, false);
+        self.create(outside, Role::Host);
         self.pair(&End { namespace: fabric, interface: "outside" }, &End { namespace: outside, interface: "eth0" });
         self.add(fabric, format!("address add {} dev outside", addresses::outside_uplink()));
         self.add(outside, format!("address add {} dev eth0", addresses::outside()));
@@ -83,7 +91,7 @@ impl Wiring {
     pub fn node(&mut self, number: u8, name: &str, topology: Topology, node: &Namespace, fabric: &Namespace) {
         let (uplink, address) = (addresses::node_uplink(number), addresses::node(number));
         let pods = addresses::pod_network(number);
-        self.create(node, true);
+        self.create(node, Role::Node);
         self.pair(&End { namespace: fabric, interface: name }, &End { namespace: node, interface: "eth0" });
         self.add(fabric, format!("address add {uplink} dev {name}"));
         self.add(fabric, format!("route add {pods} via {}", address.address));
@@ -103,7 +111,7 @@ impl Wiring {
     /// A pod whose host-side veth is `interface` in the `number`th node's namespace.
     pub fn pod(&mut self, pod: &Namespace, address: IpAddr, node: (u8, Topology, &Namespace), interface: &str) {
         let (number, topology, node) = node;
-        self.create(pod, false);
+        self.create(pod, Role::Host);
         let mac = self.pair(&End { namespace: node, interface }, &End { namespace: pod, interface: "eth0" });
         match topology {
             Topology::Routed => {
@@ -141,10 +149,10 @@ impl Wiring {
         })
     }
 
-    fn create(&mut self, namespace: &Namespace, forwards: bool) {
+    fn create(&mut self, namespace: &Namespace, role: Role) {
         self.outermost.push(format!("netns add {}", namespace.name()));
         let inside = self.inside.entry(namespace.name().to_owned()).or_default();
-        inside.forwards = forwards;
+        inside.role = role;
         inside.commands.push("link set lo up".into());
     }
 
@@ -185,10 +193,10 @@ impl Inside {
             }
         }
         batch(&mut namespace.command("ip"), &self.commands)?;
-        if !self.forwards {
+        if self.role == Role::Host {
             return Ok(());
         }
-        let rp_filter = if options.strict_rp_filter { "1" } else { "0" };
+        let rp_filter = if options.strict_rp_filter && self.role == Role::Node { "1" } else { "0" };
         namespace.run(|| {
             set("net/ipv4/ip_forward", "1")?;
             for interface in fs::read_dir("/proc/sys/net/ipv4/conf")? {

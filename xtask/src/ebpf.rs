@@ -15,6 +15,8 @@ pub const PACKAGE: &str = "lb-ebpf";
 /// The name of the object.
 pub const OBJECT: &str = "viaduct-bpf";
 
+const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
+
 /// Builds the object with `features` and returns its path. `target_dir` must not be the one of an outer cargo, which holds
 /// that one's lock; each set of features has a folder of its own in it, so that two builds never overwrite each other's.
 pub fn build(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path, features: &[&str]) -> Result<PathBuf> {
@@ -34,33 +36,35 @@ pub fn build(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path,
     Ok(object)
 }
 
+/// The strictest look at the package of the BPF programs that the compiler can take: clippy, or else `cargo check`. Warnings
+/// are errors, by way of the flags, since `cargo check` hands none on; cargo exempts dependencies.
+pub fn lint(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path) -> Result<Command> {
+    let subcommand = if toolchain.compiler.clippy().is_some() { "clippy" } else { "check" };
+    let mut command = cargo(toolchain, workspace_root, target_dir, subcommand, &[])?;
+    command.env(FLAGS, format!("{}\x1f-Dwarnings", flags(toolchain)?));
+    Ok(command)
+}
+
 /// A cargo command (`build`, `check`, `clippy`) on the package of the BPF programs, set up for `toolchain` alone.
-pub fn cargo(
+fn cargo(
     toolchain: &BpfToolchain,
     workspace_root: &Path,
     target_dir: &Path,
     subcommand: &str,
     features: &[&str],
 ) -> Result<Command> {
-    let linker = toolchain.linker.path.to_str().context("the path of bpf-linker is not UTF-8")?;
-    let flags = [
-        format!("-Clinker={linker}"),
-        "-Cdebuginfo=2".into(),
-        "-Clink-arg=--btf".into(),
-        // Atomics that return a value need v3 (kernel 5.12).
-        "-Ctarget-cpu=v3".into(),
-        // Else every zeroed struct becomes a call that writes it byte by byte.
-        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
-    ];
     let compiler = &toolchain.compiler;
-    let mut command = Command::new(&compiler.cargo);
+    // Started by hand: `cargo clippy` would find the one of another toolchain on the path.
+    let clippy = compiler.clippy().filter(|_| subcommand == "clippy");
+    let mut command = Command::new(clippy.as_ref().unwrap_or(&compiler.cargo));
     scrub(&mut command)
         .current_dir(workspace_root)
+        .env("CARGO", &compiler.cargo)
         .env("RUSTC", &compiler.rustc)
         // aya-ebpf uses an unstable feature, whichever the compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTUP_AUTO_INSTALL", "0")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env(FLAGS, flags(toolchain)?)
         // The workspace's release profile is tuned for the agent. Here the linker optimises all of the program at once.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
@@ -76,6 +80,21 @@ pub fn cargo(
         command.args(["--features", &features.join(",")]);
     }
     Ok(command)
+}
+
+/// As cargo takes them in [`FLAGS`].
+fn flags(toolchain: &BpfToolchain) -> Result<String> {
+    let linker = toolchain.linker.path.to_str().context("the path of bpf-linker is not UTF-8")?;
+    let flags = [
+        format!("-Clinker={linker}"),
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+        // Atomics that return a value need v3 (kernel 5.12).
+        "-Ctarget-cpu=v3".into(),
+        // Else every zeroed struct becomes a call that writes it byte by byte.
+        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
+    ];
+    Ok(flags.join("\x1f"))
 }
 
 /// A panic that can be reached ends in a loop or a call the verifier does not know; the kernel says so only when the program

@@ -1,17 +1,85 @@
-//! `cargo xtask`.
-fn main() {
-    let t = xtask::toolchain::BpfToolchain::find();
-    println!("{t:?}");
-    if let Ok(t) = t {
-        println!("{}", t.description());
-        println!(
-            "{:?}",
-            xtask::ebpf::build(
-                &t,
-                std::path::Path::new(&std::env::args().nth(1).unwrap_or_default()),
-                std::path::Path::new("/tmp/xt-bpf"),
-                &[]
-            )
-        );
+//! `cargo xtask`: set-up, build, demo and tests, each one command on a machine that has nothing but Rust.
+
+mod kernels;
+mod setup;
+mod suite;
+mod tally;
+mod workspace;
+
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use crate::setup::Need;
+
+/// Set-up, build, demo and tests of Viaduct.
+///
+/// Every command installs what it misses (Debian and Ubuntu, as root) and says so; elsewhere it says what to install.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need: a compiler and linker for BPF, network tools, QEMU
+    Setup {
+        /// Only report what is missing, and fail if anything is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the `viaduct` binary, the BPF programs inside
+    Build {
+        /// Optimised (the default)
+        #[arg(long, conflicts_with = "debug")]
+        release: bool,
+        /// Not optimised: quicker to build
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Run the demo: nodes, pods and clients as network namespaces of this machine
+    Demo {
+        /// Handed to the demo; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run all checks and tests, up to the first step that fails
+    Test(suite::Options),
+    /// Boot stock Debian kernels in QEMU and run the smoke test of the lab, or a command, in them
+    Kernels(kernels::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        // Not by returning the error: that would print a backtrace where RUST_BACKTRACE is set, and bury the message.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup { check: true } => return setup::check(),
+        Command::Setup { check: false } => {
+            setup::ensure(&Need::ALL)?;
+            println!("setup: complete");
+        }
+        Command::Build { debug, .. } => println!("{}", workspace::build_agent(!debug)?.display()),
+        Command::Demo { arguments } => {
+            setup::ensure(&[Need::Object, Need::Lab])?;
+            let agent = workspace::build_agent(true)?;
+            let demo = workspace::build_binary("viaduct-tests", "viaduct-demo", true)?;
+            let error = std::process::Command::new(&demo).args(arguments).env(workspace::AGENT_VARIABLE, agent).exec();
+            return Err(error).with_context(|| format!("cannot run {}", demo.display()));
+        }
+        Command::Test(options) => return suite::run(&options),
+        Command::Kernels(options) => return kernels::run(&options),
+    }
+    Ok(ExitCode::SUCCESS)
 }

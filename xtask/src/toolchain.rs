@@ -129,6 +129,12 @@ impl Compiler {
         })
     }
 
+    /// This compiler's own clippy, where it has one; no other reads its libraries.
+    pub fn clippy(&self) -> Option<PathBuf> {
+        Some(self.rustc.with_file_name("cargo-clippy"))
+            .filter(|clippy| self.cargo.parent() == self.rustc.parent() && clippy.is_file())
+    }
+
     /// LLVM reads the bitcode of its own and of earlier versions. What is unknown is given the benefit of the doubt.
     fn is_readable_by(&self, linker_llvm: Option<u32>) -> bool {
         match (self.llvm, linker_llvm) {

@@ -140,3 +140,105 @@ fn watch(dir: &Path, sender: mpsc::Sender<()>, lost: Arc<AtomicBool>) -> notify:
     watcher.watch(dir, RecursiveMode::NonRecursive)?;
     Ok(watcher)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+    }
+
+    #[track_caller]
+    async fn expect_change(watcher: &mut Watcher, what: &str) {
+        assert!(timeout(Duration::from_secs(4), watcher.changed()).await.is_ok(), "no change was told: {what}");
+    }
+
+    async fn expect_silence(watcher: &mut Watcher, what: &str) {
+        assert!(timeout(Duration::from_millis(1500), watcher.changed()).await.is_err(), "a change was told: {what}");
+    }
+
+    #[test]
+    fn a_change_is_told_once_and_reading_is_none() {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("web.yaml");
+            fs::write(&file, "a").unwrap();
+            let mut watcher = Watcher::new(dir.path());
+            fs::write(&file, "b").unwrap();
+            fs::write(&file, "c").unwrap();
+            expect_change(&mut watcher, "a file was written").await;
+            fs::read(&file).unwrap();
+            fs::read_dir(dir.path()).unwrap().for_each(drop);
+            expect_silence(&mut watcher, "a file was read").await;
+            fs::remove_file(&file).unwrap();
+            expect_change(&mut watcher, "a file was removed").await;
+        });
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_and_created_again_is_watched_again() {
+        run(async {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("manifests");
+            let mut watcher = Watcher::new(&dir);
+            expect_silence(&mut watcher, "there is no folder").await;
+            for round in 0..3 {
+                fs::create_dir(&dir).unwrap();
+                expect_change(&mut watcher, "the folder was created").await;
+                fs::write(dir.join("web.yaml"), "a").unwrap();
+                expect_change(&mut watcher, "a file was written").await;
+                fs::remove_dir_all(&dir).unwrap();
+                if round == 1 {
+                    // At once, and perhaps under the same number.
+                    fs::create_dir(&dir).unwrap();
+                    expect_change(&mut watcher, "the folder was replaced").await;
+                    tokio::time::sleep(CHECK).await;
+                    let _ = timeout(CHECK * 2, watcher.changed()).await;
+                    fs::write(dir.join("web.yaml"), "b").unwrap();
+                    expect_change(&mut watcher, "a file was written into the new folder").await;
+                    fs::remove_dir_all(&dir).unwrap();
+                }
+                expect_change(&mut watcher, "the folder was removed").await;
+                let _ = timeout(CHECK * 2, watcher.changed()).await;
+            }
+        });
+    }
+
+    #[test]
+    fn a_change_is_told_within_a_second_though_others_keep_coming() {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("web.yaml");
+            let mut watcher = Watcher::new(dir.path());
+            let start = Instant::now();
+            let writer = async {
+                loop {
+                    fs::write(&file, "a").unwrap();
+                    tokio::time::sleep(QUIET / 5).await;
+                }
+            };
+            tokio::select! {
+                () = writer => {}
+                () = watcher.changed() => {}
+            }
+            let elapsed = start.elapsed();
+            assert!(elapsed >= PATIENCE / 2 && elapsed < PATIENCE * 3, "{elapsed:?}");
+        });
+    }
+
+    #[test]
+    fn a_wait_that_is_given_up_loses_no_change() {
+        run(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut watcher = Watcher::new(dir.path());
+            fs::write(dir.path().join("web.yaml"), "a").unwrap();
+            for _ in 0..3 {
+                let _ = timeout(QUIET / 5, watcher.changed()).await;
+            }
+            expect_change(&mut watcher, "a file was written").await;
+        });
+    }
+}

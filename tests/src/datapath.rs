@@ -1,0 +1,228 @@
+//! The kernel programs without a network: they are loaded with maps of their own, and single packets are run through them
+//! by `BPF_PROG_TEST_RUN`.
+
+use std::io;
+use std::mem::offset_of;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::Protocol;
+use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
+use lb_userspace::model::ObjectName;
+use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
+use lb_userspace::state::{Limits, State};
+
+use crate::reaper::Reaper;
+
+/// The mark that the programs are told to use.
+pub const MARK: u32 = 0x20_0000;
+/// The seed that they are told to use: none that a node would have by chance.
+pub const SEED: u64 = 42;
+
+/// What a program answers with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// `TCX_NEXT`: the next program and the stack get the packet.
+    Pass,
+    /// The packet is dropped.
+    Drop,
+    /// Something that no program of ours may answer with.
+    Other(i32),
+}
+
+/// A packet as the programs get it.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// With a checksum over the whole packet, as some network cards give it (`CHECKSUM_COMPLETE`). The kernel then checks
+    /// that the sum still fits the packet when the program is done, and answers with `EBADMSG` if not.
+    pub checksum_complete: bool,
+}
+
+impl From<Vec<u8>> for Input {
+    fn from(frame: Vec<u8>) -> Self {
+        Self { frame, mark: 0, checksum_complete: false }
+    }
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The program's verdict.
+    pub verdict: Verdict,
+    /// From the Ethernet header on.
+    pub frame: Vec<u8>,
+    /// `skb->mark`.
+    pub mark: u32,
+}
+
+/// Loaded programs, their maps, and the services that they serve.
+pub struct Datapath {
+    object: Object,
+    /// The maps, for looking at and for upsetting.
+    pub maps: Maps,
+    state: State,
+    plan: Plan,
+    pins: Pins,
+    // Last, so that the pins are removed when nothing here needs them any more.
+    _reaper: Reaper,
+}
+
+impl Datapath {
+    /// The programs as the agent carries them.
+    pub fn new() -> Result<Self> {
+        Self::with_object(OBJECT)
+    }
+
+    /// Another build of the programs.
+    pub fn with_object(object: &[u8]) -> Result<Self> {
+        let reaper = Reaper::start()?;
+        let pins = Pins::new(reaper.bpffs());
+        pins.create()?;
+        let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
+        let settings = Settings { seed: SEED, mark: MARK };
+        let object = Object::load(object, &pins, &Sizes { limits, flows: 1 << 16 }, settings)?;
+        let maps = Maps::open(&pins, true)?;
+        let state = State::adopt(maps.read()?, maps.limits());
+        Ok(Self { object, maps, state, plan: Plan::default(), pins, _reaper: reaper })
+    }
+
+    /// Adds a service, or replaces its backends.
+    pub fn serve(
+        &mut self,
+        name: &str,
+        protocol: Protocol,
+        frontend: SocketAddr,
+        backends: &[SocketAddr],
+    ) -> Result<()> {
+        let frontend = Frontend { address: frontend.ip(), port: frontend.port(), protocol, scope: Scope::Cluster };
+        let backends = backends.iter().map(|&address| Backend { address, terminating: false }).collect();
+        self.plan.service_ports.insert(key(name, protocol), ServicePortPlan { frontends: [frontend].into(), backends });
+        self.publish()
+    }
+
+    /// Removes a service.
+    pub fn withdraw(&mut self, name: &str, protocol: Protocol) -> Result<()> {
+        self.plan.service_ports.remove(&key(name, protocol));
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        let result = self.state.reconcile(&self.plan);
+        ensure!(result.shortages.is_empty(), "{:?}", result.shortages);
+        self.maps.write(&result.writes)
+    }
+
+    /// Runs a packet through `from_pod`.
+    pub fn from_pod(&mut self, input: impl Into<Input>) -> Result<Output> {
+        self.run(Object::FROM_POD, &input.into())
+    }
+
+    /// Runs a packet through `to_pod`.
+    pub fn to_pod(&mut self, input: impl Into<Input>) -> Result<Output> {
+        self.run(Object::TO_POD, &input.into())
+    }
+
+    fn run(&mut self, program: &str, input: &Input) -> Result<Output> {
+        let (output, _) = self.repeat(program, input, 1)?;
+        Ok(output)
+    }
+
+    /// Runs the same packet many times; the mean duration of a run. The packet is not restored in between: take one that
+    /// passes unchanged, or that is translated to what is translated no further.
+    pub fn time(&mut self, program: &str, input: &Input, runs: u32) -> Result<Duration> {
+        Ok(self.repeat(program, input, runs)?.1)
+    }
+
+    fn repeat(&mut self, program: &str, input: &Input, repeat: u32) -> Result<(Output, Duration)> {
+        let program = self.object.program(program)?;
+        let fd = program.fd()?.as_fd().as_raw_fd();
+        let mut context = SkBuff { len: 0, packet_type: 0, mark: input.mark, rest: [0; 45] };
+        let mut frame = vec![0; input.frame.len() + 256];
+        let mut run = TestRun {
+            prog_fd: u32::try_from(fd)?,
+            data_size_in: u32::try_from(input.frame.len())?,
+            data_size_out: u32::try_from(frame.len())?,
+            data_in: input.frame.as_ptr() as u64,
+            data_out: frame.as_mut_ptr() as u64,
+            repeat,
+            ctx_size_in: u32::try_from(size_of::<SkBuff>())?,
+            ctx_size_out: u32::try_from(size_of::<SkBuff>())?,
+            ctx_in: (&raw const context) as u64,
+            ctx_out: (&raw mut context) as u64,
+            flags: if input.checksum_complete { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 },
+            ..TestRun::default()
+        };
+        // SAFETY: the attribute has the layout of `bpf_attr.test`, and its pointers lead to buffers of the sizes given,
+        // which live until the call returns.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut run, size_of::<TestRun>()) };
+        if result != 0 {
+            return Err(io::Error::last_os_error()).context("BPF_PROG_TEST_RUN");
+        }
+        frame.truncate(run.data_size_out as usize);
+        let verdict = match run.retval.cast_signed() {
+            -1 => Verdict::Pass,
+            2 => Verdict::Drop,
+            other => Verdict::Other(other),
+        };
+        let output = Output { verdict, frame, mark: context.mark };
+        Ok((output, Duration::from_nanos(run.duration.into())))
+    }
+
+    /// The loaded object, for its globals and programs.
+    pub fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+}
+
+fn key(name: &str, protocol: Protocol) -> ServicePortName {
+    ServicePortName { object: ObjectName::new("default", name), port: "".into(), protocol }
+}
+
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// Kernel 6.15 and later.
+const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+/// `bpf_attr.test` (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    reserved: u32,
+}
+
+/// `__sk_buff`, of which only the mark is of interest here.
+#[repr(C)]
+struct SkBuff {
+    len: u32,
+    packet_type: u32,
+    mark: u32,
+    rest: [u32; 45],
+}
+
+const _: () = assert!(offset_of!(SkBuff, mark) == 8 && size_of::<SkBuff>() == 192);

@@ -1,0 +1,256 @@
+//! A lab as a test holds it: nodes, pods, an outside client, a folder of manifests.
+
+mod builder;
+mod node;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+pub use self::builder::LabBuilder;
+pub use self::node::Node;
+use crate::manifests::ManifestFolder;
+use crate::namespace::Namespace;
+use crate::reaper::Reaper;
+use crate::server::{HttpServer, UdpServer};
+use crate::wiring::{Options, Wiring};
+use crate::{addresses, report};
+
+/// A running lab. Dropping it removes all of it; dropping it in a panic prints [`Lab::fail_report`] first.
+pub struct Lab {
+    // Dropped first, which ends every process of the lab; the nodes then only collect their children.
+    reaper: Reaper,
+    nodes: Vec<Node>,
+    pods: Vec<Pod>,
+    outside: Option<Outside>,
+    fabric: Namespace,
+    manifests: ManifestFolder,
+    options: Options,
+    veth_pairs: u16,
+    test: String,
+}
+
+/// A pod: a namespace with one interface, `eth0`.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    name: String,
+    namespace: Namespace,
+    address: IpAddr,
+    node: String,
+    interface: String,
+}
+
+/// A client beyond the fabric, which is neither a node nor a pod.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    namespace: Namespace,
+    address: IpAddr,
+}
+
+impl Lab {
+    /// Starts describing a lab.
+    #[must_use]
+    pub fn builder() -> LabBuilder {
+        LabBuilder::default()
+    }
+
+    /// The node of that name.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.iter().find(|node| node.name() == name).unwrap_or_else(|| panic!("the lab has no node '{name}'"))
+    }
+
+    /// The pod of that name, on whichever node.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods.iter().find(|pod| pod.name == name).unwrap_or_else(|| panic!("the lab has no pod '{name}'"))
+    }
+
+    /// The outside client.
+    ///
+    /// # Panics
+    ///
+    /// When the lab was built without one.
+    #[must_use]
+    pub fn outside(&self) -> &Outside {
+        self.outside.as_ref().expect("the lab has no outside client: call `.outside()` on its builder")
+    }
+
+    /// All nodes, in the order in which they were asked for.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All pods.
+    #[must_use]
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// The network between the nodes.
+    #[must_use]
+    pub fn fabric(&self) -> &Namespace {
+        &self.fabric
+    }
+
+    /// The folder that the agents of all nodes read.
+    #[must_use]
+    pub fn manifests(&self) -> &ManifestFolder {
+        &self.manifests
+    }
+
+    /// What the names of the lab's namespaces start with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.reaper.lab()
+    }
+
+    /// The folder for files that go when the lab goes.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.reaper.directory()
+    }
+
+    /// Starts an agent on every node, side by side, and waits until each is ready.
+    pub fn start_agents(&self) -> Result<()> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = self.nodes.iter().map(|node| scope.spawn(|| node.start_agent())).collect();
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(agent) => agent.map(drop),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
+    }
+
+    /// Adds a pod to a running lab.
+    pub fn add_pod(&mut self, node: &str, name: &str) -> Result<&Pod> {
+        let number = self.nodes.iter().position(|known| known.name() == node);
+        let number = number.with_context(|| format!("the lab has no node '{node}'"))?;
+        let mut wiring = Wiring::after(self.veth_pairs);
+        let pod = self.plan_pod(number, name, None, &mut wiring)?;
+        self.veth_pairs = wiring.pairs();
+        wiring.apply(self.options)?;
+        self.pods.push(pod);
+        self.pods.last().context("the pod was just added")
+    }
+
+    /// Deletes a pod with everything that runs in it, as abruptly as its node's failure would.
+    pub fn remove_pod(&mut self, name: &str) -> Result<()> {
+        let pod = self.pod(name).clone();
+        // Deleting the host-side veth takes the pod's end with it at once; a namespace lingers while it has users.
+        self.node(&pod.node).namespace().ip(&format!("link delete {}", pod.interface))?;
+        crate::command::run(std::process::Command::new("ip").args(["netns", "del", pod.namespace.name()]))?;
+        self.pods.retain(|pod| pod.name != name);
+        Ok(())
+    }
+
+    /// Prints what one wants to know when a test fails, and keeps logs and packet captures in target/lab-failures.
+    ///
+    /// Dropping the lab in a panic does this; call it before failing in another way.
+    pub fn fail_report(&self) {
+        report::print(self, &self.test);
+    }
+
+    /// The pod that `wiring` will make on the node at `index`.
+    fn plan_pod(&self, index: usize, name: &str, address: Option<IpAddr>, wiring: &mut Wiring) -> Result<Pod> {
+        let node = &self.nodes[index];
+        ensure!(self.pods.iter().all(|pod| pod.name != name), "the lab has two pods named '{name}'");
+        let taken = |address: &IpAddr| self.pods.iter().any(|pod| pod.address == *address);
+        let address = match address {
+            Some(address) => address,
+            None => {
+                let mut free = (0..).map(|index| addresses::pod(node.number(), index));
+                free.find(|address| !taken(address)).context("a free address")?
+            }
+        };
+        ensure!(!taken(&address), "the lab has two pods at {address}");
+        // An interface's name has at most 15 characters.
+        let interface = match format!("veth-{name}") {
+            readable if readable.len() <= 15 => readable,
+            _ => format!("veth{}", wiring.pairs()),
+        };
+        let namespace = Namespace::named(format!("{}-{name}", node.namespace().name()));
+        wiring.pod(&namespace, address, (node.number(), node.topology(), node.namespace()), &interface);
+        Ok(Pod { name: name.to_owned(), namespace, address, node: node.name().to_owned(), interface })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.fail_report();
+        }
+    }
+}
+
+impl Pod {
+    /// The pod's name, unique in the lab.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The pod's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The pod's address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The name of the node that the pod is on.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The pod's host-side veth, in the node's namespace.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Serves HTTP on the pod's address, under the pod's name.
+    pub fn http_server(&self, port: u16) -> Result<HttpServer> {
+        HttpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address, port))
+    }
+
+    /// Serves UDP on the pod's address, under the pod's name.
+    pub fn udp_server(&self, port: u16) -> Result<UdpServer> {
+        UdpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address, port))
+    }
+}
+
+impl Outside {
+    /// The client's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The client's address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+}
+
+/// The workspace's target folder.
+pub(crate) fn target_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target")
+}

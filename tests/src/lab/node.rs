@@ -1,0 +1,195 @@
+//! A node: a namespace that forwards, with an agent in it.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::Lab;
+use crate::addresses::{self, Prefix};
+use crate::agent::{self, Agent};
+use crate::command;
+use crate::deadline::{AGENT_READY, SYNC, wait_until};
+use crate::namespace::Namespace;
+use crate::wiring::Topology;
+
+/// A node of the lab.
+pub struct Node {
+    name: String,
+    number: u8,
+    topology: Topology,
+    namespace: Namespace,
+    bpffs: PathBuf,
+    directory: PathBuf,
+    manifests: PathBuf,
+    children: Mutex<Vec<Arc<Mutex<Child>>>>,
+}
+
+impl Node {
+    pub(super) fn plan(name: &str, number: u8, topology: Topology, lab: &Lab) -> Self {
+        Self {
+            name: name.to_owned(),
+            number,
+            topology,
+            namespace: Namespace::named(format!("{}-{name}", lab.name())),
+            bpffs: lab.reaper.bpffs().join(name),
+            directory: lab.directory(),
+            manifests: lab.manifests.path().to_owned(),
+            children: Mutex::default(),
+        }
+    }
+
+    /// The node's name, which is its agent's `--hostname-override`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node's place in the lab, from 1: the third byte of its pods' addresses.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// How the node connects its pods.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        self.topology
+    }
+
+    /// The node's own namespace (that of its host network).
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The node's address on its uplink `eth0`.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        addresses::node(self.number).address
+    }
+
+    /// The network of the node's pods.
+    #[must_use]
+    pub fn pod_network(&self) -> Prefix {
+        addresses::pod_network(self.number)
+    }
+
+    /// The folder under /sys/fs/bpf where the node's agent pins.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// The log of all agents that ran on the node.
+    #[must_use]
+    pub fn agent_log(&self) -> PathBuf {
+        self.directory.join(format!("{}-agent.log", self.name))
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn start_agent(&self) -> Result<Agent> {
+        self.start_agent_with(&[])
+    }
+
+    /// The same with more arguments; one that the lab passes by itself is replaced.
+    pub fn start_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
+        let mut command = self.namespace.command(agent::binary()?);
+        command.arg("agent").arg("--manifests").arg(&self.manifests).arg("--bpffs").arg(&self.bpffs);
+        for (flag, value) in
+            [("--hostname-override", self.name.as_str()), ("--pod-interfaces", "veth*"), ("--max-flows", "65536")]
+        {
+            if !arguments.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.args(arguments);
+        let agent = Agent::spawn(&self.name, command, self.agent_log())?;
+        self.adopt(agent.process());
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Runs the CLI on the node, for instance `viaduct(&["service", "list", "-o", "json"])`; returns what it printed.
+    pub fn viaduct(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.namespace.command(agent::binary()?);
+        command::run(command.args(arguments).arg("--bpffs").arg(&self.bpffs))
+            .with_context(|| format!("on {}", self.name))
+    }
+
+    /// Asks the CLI again and again, for instance `wait_for(&["backend", "list"], "web4 is gone", ..)`, until `accept`
+    /// likes its JSON output, which is returned. The way to wait until the agent has applied a change.
+    pub fn wait_for(&self, list: &[&str], what: &str, accept: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = String::new();
+        let probe = || {
+            last = match self.viaduct(&[list, &["-o", "json"]].concat()) {
+                Ok(output) => output,
+                Err(error) => format!("{error:#}"),
+            };
+            serde_json::from_str(&last).ok().filter(&accept)
+        };
+        let outcome = wait_until(what, SYNC, probe);
+        outcome.with_context(|| format!("on {}, `viaduct {}` last said:\n{last}", self.name, list.join(" ")))
+    }
+
+    /// The packet captures of the node, newest part last.
+    #[must_use]
+    pub fn pcaps(&self) -> Vec<PathBuf> {
+        // With -W, tcpdump numbers the parts.
+        let part = |number| self.directory.join(format!("{}.pcap{number}", self.name));
+        (0..PCAP_PARTS).map(part).filter(|path| path.exists()).collect()
+    }
+
+    /// Captures all packets of the node, from now on, the newest megabytes of them.
+    pub(super) fn capture(&self) -> Result<()> {
+        let (parts, file) = (PCAP_PARTS.to_string(), self.directory.join(format!("{}.pcap", self.name)));
+        let mut tcpdump = self.namespace.command("tcpdump");
+        tcpdump.args([
+            "-i",
+            "any",
+            "-n",
+            "-U",
+            "-s",
+            "128",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-C",
+            "20",
+            "-W",
+            &parts,
+        ]);
+        let tcpdump = tcpdump.arg("-w").arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = tcpdump.spawn().context("cannot start tcpdump: apt install tcpdump, or build with .pcap(false)")?;
+        self.adopt(Arc::new(Mutex::new(child)));
+        Ok(())
+    }
+
+    /// Returns when the capture has begun.
+    pub(super) fn wait_for_capture(&self) -> Result<()> {
+        wait_until(&format!("tcpdump writes on {}", self.name), AGENT_READY, || {
+            (!self.pcaps().is_empty()).then_some(())
+        })
+    }
+
+    fn adopt(&self, child: Arc<Mutex<Child>>) {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+    }
+}
+
+/// How many files of 20 MB a capture may have.
+const PCAP_PARTS: u8 = 2;
+
+impl Drop for Node {
+    /// The reaper has ended the children already; here they are only collected.
+    fn drop(&mut self) {
+        for child in self.children.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
