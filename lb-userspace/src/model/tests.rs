@@ -69,8 +69,7 @@ fn services_that_claim_the_same_frontend_touch_each_other() {
 #[test]
 fn replacing_everything_touches_only_what_differs() {
     let mut model = Model::default();
-    let (a, b, c) =
-        (service("a", "10.0.0.1", None), service("b", "10.0.0.2", None), service("c", "10.0.0.3", None));
+    let (a, b, c) = (service("a", "10.0.0.1", None), service("b", "10.0.0.2", None), service("c", "10.0.0.3", None));
     let all = model.replace([a.clone(), b.clone()], [slice("a-1", "a"), slice("b-1", "b")]);
     assert_eq!(all, names(&["a", "b"]));
     assert_eq!(model.replace([a.clone(), b.clone()], [slice("a-1", "a"), slice("b-1", "b")]), names(&[]));

@@ -1,6 +1,6 @@
 //! What this node should serve: frontends and the backends behind them, out of the [`Model`].
 //!
-//! Pure: every rule of Kubernetes about which endpoints a client may get lives here or in [`backends`], and is tested
+//! Pure: every rule of Kubernetes about which endpoints a client may get lives here or in `backends`, and is tested
 //! without kernel and network. Slots and map entries are made from the result elsewhere.
 //!
 //! Only IPv4 and cluster IPs are planned; the model holds more.

@@ -123,7 +123,7 @@ fn slice_ports_join_service_ports_by_name_and_protocol() {
         ("another name", &[("", Udp, 5300), ("metric", Tcp, 5302)], ["", "", ""]),
         ("two numbers", &[("dns", Udp, 5300), ("dns", Udp, 5400)], ["10.1.0.1:5300, 10.1.0.1:5400", "", ""]),
     ] {
-        let plan = planned(&[dns.clone()], &[slice("s", ports, &["10.1.0.1 RS"])]);
+        let plan = planned(std::slice::from_ref(&dns), &[slice("s", ports, &["10.1.0.1 RS"])]);
         let [udp, tcp, metrics] = expected;
         let expected = [
             format!("default/web:dns/UDP 10.0.0.1:53 -> {udp}"),

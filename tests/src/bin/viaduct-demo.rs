@@ -111,14 +111,16 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
     let rows = send_requests(&lab, arguments.requests)?;
     let verdicts = [judge(WEB, &rows, &lab), judge(DNS, &rows, &lab)];
-    let good = verdicts.iter().all(Verdict::is_good);
+    let mut good = verdicts.iter().all(Verdict::is_good);
     if arguments.json {
         println!("{:#}", as_json(arguments.requests, &rows, &verdicts, good));
     } else {
         print!("{}", table(&rows, &lab));
-        let shown = show_tables(&lab);
+        if let Err(error) = show_tables(&lab) {
+            println!("{error:#}");
+            good = false;
+        }
         print_verdict(&verdicts, good);
-        shown?;
     }
     if !good {
         lab.fail_report();

@@ -13,7 +13,7 @@ use crate::deadline::{EXCHANGE, scaled};
 use crate::namespace::Namespace;
 
 /// A bulk run gives up at this many errors: when nothing answers, each costs a time-out.
-const TOO_MANY_ERRORS: usize = 50;
+const TOO_MANY_ERRORS: usize = 20;
 
 /// What came of many requests.
 #[derive(Clone, Debug, Default)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Lab, Node, Outside};
 use crate::addresses;
@@ -82,6 +82,10 @@ impl LabBuilder {
     /// Makes the lab.
     pub fn build(self) -> Result<Lab> {
         ensure!(crate::is_root(), "a lab needs root: it makes network namespaces");
+        let known = |pod: &String| self.nodes.iter().any(|node| node.pods.contains(pod));
+        if let Some(stranger) = self.fixed.keys().find(|pod| !known(pod)) {
+            bail!("the lab has no pod '{stranger}' to give a fixed address");
+        }
         let reaper = Reaper::start()?;
         let namespace = |suffix: &str| Namespace::named(format!("{}-{suffix}", reaper.lab()));
         let fabric = namespace("fabric");

@@ -135,7 +135,7 @@ impl Node {
         outcome.with_context(|| format!("on {}, `viaduct {}` last said:\n{last}", self.name, list.join(" ")))
     }
 
-    /// The packet captures of the node, newest part last.
+    /// The packet captures of the node, which tcpdump fills in turn.
     #[must_use]
     pub fn pcaps(&self) -> Vec<PathBuf> {
         // With -W, tcpdump numbers the parts.
@@ -147,21 +147,7 @@ impl Node {
     pub(super) fn capture(&self) -> Result<()> {
         let (parts, file) = (PCAP_PARTS.to_string(), self.directory.join(format!("{}.pcap", self.name)));
         let mut tcpdump = self.namespace.command("tcpdump");
-        tcpdump.args([
-            "-i",
-            "any",
-            "-n",
-            "-U",
-            "-s",
-            "128",
-            "--immediate-mode",
-            "-Z",
-            "root",
-            "-C",
-            "20",
-            "-W",
-            &parts,
-        ]);
+        tcpdump.args("-i any -n -U -s 128 --immediate-mode -Z root -C 20 -W".split(' ')).arg(parts);
         let tcpdump = tcpdump.arg("-w").arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = tcpdump.spawn().context("cannot start tcpdump: apt install tcpdump, or build with .pcap(false)")?;
         self.adopt(Arc::new(Mutex::new(child)));

@@ -307,13 +307,16 @@ impl<'de> Deserialize<'de> for Document {
 mod tests {
     use super::*;
 
-    fn lines(text: &str) -> Vec<(u32, u32, &str)> {
+    /// First line, first line with content, text.
+    type Lines<'a> = (u32, u32, &'a str);
+
+    fn lines(text: &str) -> Vec<Lines<'_>> {
         split(text).into_iter().map(|chunk| (chunk.line, chunk.content, chunk.text)).collect()
     }
 
     #[test]
     fn documents_are_cut_at_lines_that_begin_with_three_dashes() {
-        let cases: [(&str, &[(u32, u32, &str)]); 9] = [
+        let cases: [(&str, &[Lines<'_>]); 9] = [
             ("", &[]),
             ("a: 1", &[(1, 1, "a: 1")]),
             ("---\n---\n# nothing\n---", &[]),

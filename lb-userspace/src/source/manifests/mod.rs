@@ -6,7 +6,8 @@
 //! A broken manifest never takes a working Service away. Where a whole document or file cannot be used, all objects that
 //! its file defined when it was last good are kept; an object goes when its file goes, or when the document goes from a
 //! file that is well-formed. Still, a file should appear at once: write it under another name (`.web.yaml.new`) and rename
-//! it. A file that is cut off between two documents is well-formed.
+//! it. A file that is cut off between two documents is well-formed. And what was last good is known to this process only: a
+//! file that is already broken when the agent starts has nothing to be kept.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};

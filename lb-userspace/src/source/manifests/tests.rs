@@ -129,14 +129,13 @@ fn what_is_not_read_is_one_line_each() {
 
 #[test]
 fn a_bad_field_is_told_with_its_place_and_the_rest_works() {
-    let ports = service("a", "10.0.0.1").replace(
-        "  - port: 80\n",
-        "  - {name: a, port: 0}\n  - {name: b, port: 70000}\n  - {name: c, port: 80}\n",
-    );
+    let ports = service("a", "10.0.0.1")
+        .replace("  - port: 80\n", "  - {name: a, port: 0}\n  - {name: b, port: 70000}\n  - {name: c, port: 80}\n");
     let endpoints = slice("web-1", [1, 2]).replace("10.16.0.1", "fd00::1");
     let typed = service("b", "10.0.0.2").replace("port: 80", "port: eighty");
     let unnamed = service("", "10.0.0.3");
-    let mut lab = Lab::new(&[("web.yaml", &[ports, endpoints, typed, unnamed, service("c", "10.0.0.4")].join("---\n"))]);
+    let mut lab =
+        Lab::new(&[("web.yaml", &[ports, endpoints, typed, unnamed, service("c", "10.0.0.4")].join("---\n"))]);
     expect(
         &mut lab,
         &["default/a", "default/c", "slice default/web-1"],
@@ -257,8 +256,10 @@ fn a_file_that_breaks_keeps_what_it_defined() {
     expect(
         &mut lab,
         &["default/c", "default/a"],
-        &["demo/web.yaml:1: Service default/a: spec.clusterIP: 127.0.0.1 is a loopback address; use one that a client \
-           can dial; keeping the last good version of 2 objects from this file"],
+        &[
+            "demo/web.yaml:1: Service default/a: spec.clusterIP: 127.0.0.1 is a loopback address; use one that a client \
+           can dial; keeping the last good version of 2 objects from this file",
+        ],
     );
 
     // A well-formed file says all: the documents that it lacks are gone.
@@ -294,7 +295,8 @@ fn a_folder_that_vanishes_takes_nothing_along() {
     let gone = folder.read();
     assert_eq!((gone.complete, &gone.services), (true, &there.services));
     let problems: Vec<_> = gone.problems.iter().map(ToString::to_string).collect();
-    let expected = "cannot read the folder: No such file or directory (os error 2); keeping the 1 objects known from it";
+    let expected =
+        "cannot read the folder: No such file or directory (os error 2); keeping the 1 objects known from it";
     assert_eq!(problems, [format!("{}: {expected}", path.display())]);
     fs::create_dir(&path).unwrap();
     assert_eq!(folder.read().services.len(), 0);
@@ -322,10 +324,8 @@ fn the_output_of_kubectl_is_a_manifest() {
     expect(
         &mut lab,
         &["default/kubernetes", "kube-system/kube-dns", "slice default/kubernetes", "slice kube-system/kube-dns-x2v9p"],
-        &[
-            "demo/kubectl.yaml:107: Pod default/web: v1 Pod is not served; read are Service (v1), EndpointSlice \
-             (discovery.k8s.io/v1) and lists of them",
-        ],
+        &["demo/kubectl.yaml:107: Pod default/web: v1 Pod is not served; read are Service (v1), EndpointSlice \
+             (discovery.k8s.io/v1) and lists of them"],
     );
     let snapshot = lab.folder.read();
     assert_eq!(snapshot.services[1].ports.len(), 3);

@@ -1,0 +1,106 @@
+//! What a change costs the agent before a map is written: reading manifests, planning, reconciling, Maglev. No kernel.
+
+use std::fs;
+use std::hint::black_box;
+
+use anyhow::{Context as _, Result, ensure};
+use criterion::{BatchSize, BenchmarkId, Criterion};
+use lb_userspace::maglev;
+use lb_userspace::plan::plan;
+use lb_userspace::source::manifests::{Folder, Snapshot, read_folder};
+use viaduct_bench::{SERVICES, backends, empty_state, model, service_yaml, slice, slice_yaml};
+
+/// Services in the folder of manifests.
+const MANIFESTS: u32 = 1000;
+
+fn main() -> Result<()> {
+    let mut criterion = viaduct_bench::criterion();
+    planning(&mut criterion);
+    slots(&mut criterion);
+    manifests(&mut criterion)?;
+    criterion.final_summary();
+    Ok(())
+}
+
+fn planning(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("planning");
+    group.sample_size(10);
+    let mut model = model(SERVICES);
+
+    group.bench_function("plan", |bencher| bencher.iter(|| plan(black_box(&model))));
+    group.bench_function("plan and reconcile, from nothing", |bencher| {
+        bencher.iter_batched(
+            empty_state,
+            |mut state| {
+                let result = state.reconcile(&plan(black_box(&model)));
+                assert_eq!(result.shortages, []);
+                (state, result)
+            },
+            BatchSize::PerIteration,
+        );
+    });
+
+    let mut state = empty_state();
+    state.reconcile(&plan(&model));
+    let mut changed = false;
+    // With the new slice going into the model, and what it retires being taken back as after a grace period.
+    group.bench_function("plan and reconcile, one endpoint changed", |bencher| {
+        bencher.iter_batched(
+            || {
+                changed = !changed;
+                slice(SERVICES / 2, changed)
+            },
+            |slice| {
+                model.apply_slice(slice);
+                let result = state.reconcile(&plan(&model));
+                assert!(matches!(result.writes.len(), 4), "backend, slots, publish, removal: {:?}", result.writes);
+                state.begin_grace();
+                state.release();
+                result
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+fn slots(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("maglev");
+    for count in [4, 100, 1000] {
+        let backends = backends(count);
+        group.bench_with_input(BenchmarkId::from_parameter(count), &backends, |bencher, backends| {
+            bencher.iter(|| maglev::slots(black_box(backends)));
+        });
+    }
+    group.finish();
+}
+
+fn manifests(criterion: &mut Criterion) -> Result<()> {
+    let single = tempfile::tempdir()?;
+    let all = (0..MANIFESTS).flat_map(|number| [service_yaml(number), slice_yaml(number)]).collect::<Vec<_>>();
+    fs::write(single.path().join("all.yaml"), all.join("---\n"))?;
+    let many = tempfile::tempdir()?;
+    for (number, text) in all.iter().enumerate() {
+        fs::write(many.path().join(format!("{number:04}.yaml")), text)?;
+    }
+    for folder in [&single, &many] {
+        let snapshot = read_folder(folder.path());
+        check(&snapshot).with_context(|| format!("{:?}", snapshot.problems))?;
+    }
+
+    let mut group = criterion.benchmark_group("manifests");
+    group.sample_size(10);
+    group.bench_function("1000 services, 2000 files", |bencher| bencher.iter(|| read_folder(many.path())));
+    group.bench_function("1000 services, one file", |bencher| bencher.iter(|| read_folder(single.path())));
+    let mut folder = Folder::new(many.path());
+    group.bench_function("2000 files, none changed", |bencher| bencher.iter(|| folder.read()));
+    group.finish();
+    Ok(())
+}
+
+fn check(snapshot: &Snapshot) -> Result<()> {
+    let read = (snapshot.services.len(), snapshot.slices.len(), snapshot.problems.len());
+    let services = MANIFESTS as usize;
+    ensure!(read == (services, services, 0), "services, slices, problems: {read:?}");
+    Ok(())
+}
