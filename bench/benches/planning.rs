@@ -6,8 +6,9 @@ use std::hint::black_box;
 use anyhow::{Context as _, Result, ensure};
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use lb_userspace::maglev;
-use lb_userspace::plan::plan;
+use lb_userspace::plan::{Plan, plan};
 use lb_userspace::source::manifests::{Folder, Snapshot, read_folder};
+use lb_userspace::state::{Reconciled, State};
 use viaduct_bench::{SERVICES, backends, empty_state, model, service_yaml, slice, slice_yaml};
 
 /// Services in the folder of manifests.
@@ -26,13 +27,14 @@ fn planning(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("planning");
     group.sample_size(10);
     let mut model = model(SERVICES);
+    group.bench_function("plan", |bencher| bencher.iter_with_large_drop(|| plan(black_box(&model))));
 
-    group.bench_function("plan", |bencher| bencher.iter(|| plan(black_box(&model))));
-    group.bench_function("plan and reconcile, from nothing", |bencher| {
+    let before = plan(&model);
+    group.bench_function("reconcile, from nothing", |bencher| {
         bencher.iter_batched(
             empty_state,
             |mut state| {
-                let result = state.reconcile(&plan(black_box(&model)));
+                let result = state.reconcile(black_box(&before));
                 assert_eq!(result.shortages, []);
                 (state, result)
             },
@@ -40,11 +42,23 @@ fn planning(criterion: &mut Criterion) {
         );
     });
 
+    // Each of the two below also takes back what it retired, as after a grace period.
+    let mut state = empty_state();
+    state.reconcile(&before);
+    model.apply_slice(slice(SERVICES / 2, true));
+    let plans = [plan(&model), before];
+    let mut next = plans.iter().cycle();
+    group.bench_function("reconcile, one endpoint changed", |bencher| {
+        bencher.iter_batched(
+            || next.next().expect("a cycle has no end"),
+            |plan| change(&mut state, plan),
+            BatchSize::PerIteration,
+        );
+    });
     let mut state = empty_state();
     state.reconcile(&plan(&model));
-    let mut changed = false;
-    // With the new slice going into the model, and what it retires being taken back as after a grace period.
-    group.bench_function("plan and reconcile, one endpoint changed", |bencher| {
+    let mut changed = true;
+    group.bench_function("model, plan and reconcile, one endpoint changed", |bencher| {
         bencher.iter_batched(
             || {
                 changed = !changed;
@@ -52,16 +66,20 @@ fn planning(criterion: &mut Criterion) {
             },
             |slice| {
                 model.apply_slice(slice);
-                let result = state.reconcile(&plan(&model));
-                assert!(matches!(result.writes.len(), 4), "backend, slots, publish, removal: {:?}", result.writes);
-                state.begin_grace();
-                state.release();
-                result
+                change(&mut state, &plan(&model))
             },
             BatchSize::PerIteration,
         );
     });
     group.finish();
+}
+
+fn change(state: &mut State, plan: &Plan) -> Reconciled {
+    let result = state.reconcile(black_box(plan));
+    assert_eq!(result.writes.len(), 4, "backend, slots, publish, removal: {:?}", result.writes);
+    state.begin_grace();
+    state.release();
+    result
 }
 
 fn slots(criterion: &mut Criterion) {

@@ -19,8 +19,7 @@ pub const SERVICES: u32 = 5000;
 /// Endpoints of each Service.
 pub const ENDPOINTS: u32 = 4;
 /// The sizes that the agent has by default.
-pub const LIMITS: Limits =
-    Limits { frontends: 65_536, service_ports: 16_384, backends: 131_072, slots: 1 << 22 };
+pub const LIMITS: Limits = Limits { frontends: 65_536, service_ports: 16_384, backends: 131_072, slots: 1 << 22 };
 
 const SERVICE_PORT: NonZeroU16 = NonZeroU16::new(80).expect("not 0");
 const TARGET_PORT: NonZeroU16 = NonZeroU16::new(8080).expect("not 0");
@@ -84,12 +83,7 @@ pub fn service(number: u32) -> Service {
         origin: Origin::Api,
         created: None,
         cluster_ips: vec![IpAddr::V4(cluster_ip(number))],
-        ports: vec![ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: SERVICE_PORT,
-            node_port: None,
-        }],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: SERVICE_PORT, node_port: None }],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         internal_policy: TrafficPolicy::Cluster,

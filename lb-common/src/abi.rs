@@ -14,9 +14,7 @@ pub const LAYOUT: u32 = 1;
 
 /// Who dials a frontend. The traffic policies of a service differ between the two.
 #[repr(u8)]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
 pub enum Scope {
     /// Pods of this node and the node itself.
     Cluster = 0,

@@ -21,7 +21,6 @@ pub const fn mix(word: u64) -> u64 {
 /// Hash of a client's packet for its `attempt`-th choice of a backend (0 for the first).
 #[inline(always)]
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "the upper half is the result")]
 pub const fn selection(tuple: &Tuple4, seed: u64, attempt: u32) -> u32 {
     let [addresses, ports] = tuple.words();
     let state = mix(addresses ^ seed);
@@ -31,7 +30,6 @@ pub const fn selection(tuple: &Tuple4, seed: u64, attempt: u32) -> u32 {
 /// Maps a hash to a slot in `0..len`, evenly, without a division. The result is 0 when `len` is 0.
 #[inline(always)]
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "less than len")]
 pub const fn slot(hash: u32, len: u32) -> u32 {
     ((hash as u64 * len as u64) >> 32) as u32
 }
@@ -41,8 +39,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tuple::{Protocol, Zero};
     use crate::Address4;
+    use crate::tuple::{Protocol, Zero};
 
     fn tuple(source: [u8; 4], source_port: u16) -> Tuple4 {
         Tuple4 {
@@ -65,12 +63,12 @@ mod tests {
 
     #[test]
     fn consecutive_ports_spread_evenly_over_slots() {
-        const SLOTS: usize = 16;
-        let mut counts = [0_u32; SLOTS];
+        const SLOTS: u32 = 16;
+        let mut counts = [0_u32; SLOTS as usize];
         for port in 1024..=65_535 {
-            counts[slot(selection(&tuple([10, 244, 1, 2], port), DEFAULT_SEED, 0), SLOTS as u32) as usize] += 1;
+            counts[slot(selection(&tuple([10, 244, 1, 2], port), DEFAULT_SEED, 0), SLOTS) as usize] += 1;
         }
-        let expected = 64_512.0 / SLOTS as f64;
+        let expected = 64_512.0 / f64::from(SLOTS);
         let chi_squared: f64 = counts.iter().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
         assert!(chi_squared < 55.0, "15 degrees of freedom, p = 1e-6 at 55: {chi_squared} of {counts:?}");
     }

@@ -6,9 +6,7 @@ use crate::addr::Address4;
 
 /// A transport protocol that services can have, with its IANA number.
 #[repr(u8)]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
 pub enum Protocol {
     /// RFC 9293.
     Tcp = 6,

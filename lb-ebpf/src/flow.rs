@@ -9,11 +9,11 @@ use lb_common::abi::{Flow4, FrontendKey4, Hook, Reason, Scope};
 use lb_common::tuple::Zero;
 use lb_common::{Protocol, Tuple4};
 
+use crate::maps;
 use crate::packet::{Packet, set_mark};
 use crate::reason::service_drop;
 use crate::rewrite::rewrite;
 use crate::select::{is_current, select};
-use crate::maps;
 
 /// How many backends are tried for a new flow before it is dropped.
 const ATTEMPTS: u32 = 4;

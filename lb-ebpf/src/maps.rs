@@ -86,7 +86,7 @@ pub fn slots_of(service_port: u32) -> SlotRange {
     let Some(range) = SERVICE_PORTS.get_ptr(service_port) else { return SlotRange::EMPTY };
     // SAFETY: valid for the run of the program, aligned to 8; one load, since the agent replaces it by one store.
     let word = unsafe { range.cast::<u64>().read_volatile() };
-    SlotRange { start: word as u32, len: (word >> 32) as u32 }
+    SlotRange { start: (word & 0xffff_ffff) as u32, len: (word >> 32) as u32 }
 }
 
 #[inline(always)]

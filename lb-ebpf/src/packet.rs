@@ -15,8 +15,12 @@ use lb_common::{Protocol, Tuple4};
 #[unsafe(no_mangle)]
 static MARK: u32 = 0;
 
+/// Length of an Ethernet header, in the type of `skb->len`.
+const ETHERNET: u32 = 14;
+const _: () = assert!(ETHERNET as usize == ETHERNET_LEN);
+
 /// Headers that are certain to be needed: of Ethernet, IPv4 with all options, TCP.
-const MOST_HEADERS: usize = ETHERNET_LEN + 60 + TCP_LEN;
+const MOST_HEADERS: u32 = ETHERNET + 60 + 20;
 
 #[inline(always)]
 fn mark() -> u32 {
@@ -88,8 +92,7 @@ impl Packet {
             return parsed;
         }
         // The headers are not all in the linear part: bring them there, as many as there can be.
-        let available = (ctx.len() as usize).min(MOST_HEADERS);
-        if ctx.skb.pull_data(available as u32).is_err() {
+        if ctx.skb.pull_data(ctx.len().min(MOST_HEADERS)).is_err() {
             return Err(Reason::Malformed);
         }
         Self::parse_linear(ctx).unwrap_or(Err(Reason::Malformed))
@@ -137,7 +140,7 @@ impl Packet {
             },
             l4,
             flags,
-            len: ctx.len() - ETHERNET_LEN as u32,
+            len: ctx.len() - ETHERNET,
         })))
     }
 

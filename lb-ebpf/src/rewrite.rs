@@ -45,9 +45,9 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple4) -> Result<(), Reas
     if lacks_checksum {
         // Nothing makes up for the new ports in a sum over the whole packet, if the device gave one; it is an error that
         // says nothing when it did not. The addresses are made up for by the checksum of the IP header.
-        let difference = u64::from(!old_ports) + u64::from(new_ports);
+        let (difference, carry) = (!old_ports).overflowing_add(new_ports);
         // SAFETY: the context is valid for the run of the program.
-        unsafe { bpf_csum_update(ctx.skb.skb, (difference as u32).wrapping_add((difference >> 32) as u32)) };
+        unsafe { bpf_csum_update(ctx.skb.skb, difference.wrapping_add(u32::from(carry))) };
         return Ok(());
     }
     let replace = |old: u32, new: u32, flags: u64| {

@@ -204,8 +204,11 @@ impl Agent {
     /// Attaches the programs to interfaces that have come, and forgets those that have gone.
     fn cover(&mut self, present: Names) {
         let (_, pinned) = attach::attached(&self.pins);
-        let gone: BTreeSet<u32> =
-            pinned.into_keys().chain(self.covered.keys().copied()).filter(|index| !present.contains_key(index)).collect();
+        let gone: BTreeSet<u32> = pinned
+            .into_keys()
+            .chain(self.covered.keys().copied())
+            .filter(|index| !present.contains_key(index))
+            .collect();
         for index in gone {
             let name = self.covered.remove(&index).unwrap_or_default();
             match attach::forget(&self.pins, index) {

@@ -53,7 +53,8 @@ fn services_work_on_this_kernel() {
     let second = node.start_agent().unwrap();
     assert!(second.log().contains("services applied writes=0 "), "{}", second.log());
     served("with a second agent in its place");
-    let filters = || command::run(node.namespace().command("tc").args(["filter", "show", "dev", "veth-client", "ingress"]));
+    let filters =
+        || command::run(node.namespace().command("tc").args(["filter", "show", "dev", "veth-client", "ingress"]));
     if expected_mechanism() == "clsact" {
         assert_eq!(filters().unwrap().matches("handle 0x1").count(), 1, "the filter was replaced, not added to");
     }

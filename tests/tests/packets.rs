@@ -1,5 +1,7 @@
 //! The kernel programs, packet by packet: whole frames are compared, byte for byte.
 
+#![cfg(test)]
+
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};

@@ -201,13 +201,16 @@ fn a_long_lived_connection_moves_data_during_a_thousand_updates() {
             .map(|mut connection| {
                 let done = &done;
                 scope.spawn(move || {
-                    let (upload, mut transfers, mut backends) = (vec![1; 10_000], 0_u64, std::collections::BTreeSet::new());
+                    let (upload, mut transfers, mut backends) =
+                        (vec![1; 10_000], 0_u64, std::collections::BTreeSet::new());
                     while !done.load(Ordering::Relaxed) {
                         let answer = connection.transfer(&upload, 20_000).unwrap();
                         assert_eq!(answer.received, 10_000);
                         assert!(answer.length >= 20_000, "{answer:?}");
                         backends.insert(answer.backend);
                         transfers += 1;
+                        // Leaves the agents some of the machine.
+                        thread::sleep(Duration::from_millis(2));
                     }
                     assert_eq!(backends.len(), 1, "one connection, one backend: {backends:?}");
                     transfers

@@ -1,5 +1,7 @@
 //! How much the verifier has to walk through, held against a table that is checked in: growth is a reviewed change.
 
+#![cfg(test)]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;

@@ -1,14 +1,14 @@
 //! Builds the BPF object and refuses one that the kernel would refuse.
 
 use std::{
-    fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::toolchain::{BpfToolchain, TARGET, scrub};
+use crate::toolchain::{BpfToolchain, RUSTC_VARIABLE, TARGET, scrub};
 
 /// The package of the BPF programs.
 pub const PACKAGE: &str = "lb-ebpf";
@@ -16,6 +16,27 @@ pub const PACKAGE: &str = "lb-ebpf";
 pub const OBJECT: &str = "viaduct-bpf";
 
 const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
+
+/// For build scripts: builds the object with `features`, tells the package being built its path in the environment variable
+/// `variable` and its compiler in `VIADUCT_BPF_COMPILER`, and has itself run again when the programs change.
+///
+/// # Errors
+/// One line that says what is wrong and what to do.
+pub fn build_for_package(variable: &str, features: &[&str]) -> Result<()> {
+    let root = crate::workspace_root();
+    for watched in ["lb-ebpf", "lb-common", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", root.join(watched).display());
+    }
+    println!("cargo::rerun-if-env-changed={RUSTC_VARIABLE}");
+    // <target>/<profile>/build/<package>/out: shared by all profiles, since the object is the same for all.
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set: this runs in build scripts only")?);
+    let target = out.ancestors().nth(4).context("OUT_DIR is not within a target folder")?.join("bpf");
+    let toolchain = BpfToolchain::find()?;
+    let object = build(&toolchain, &root, &target, features)?;
+    println!("cargo::rustc-env={variable}={}", object.display());
+    println!("cargo::rustc-env=VIADUCT_BPF_COMPILER={}", toolchain.description());
+    Ok(())
+}
 
 /// Builds the object with `features` and returns its path. `target_dir` must not be the one of an outer cargo, which holds
 /// that one's lock; each set of features has a folder of its own in it, so that two builds never overwrite each other's.

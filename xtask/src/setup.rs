@@ -30,10 +30,12 @@ pub(crate) enum Need {
     Lab,
     /// Boot other kernels.
     Kernels,
+    /// Lint the BPF programs.
+    Lint,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 3] = [Self::Object, Self::Lab, Self::Kernels];
+    pub(crate) const ALL: [Self; 4] = [Self::Object, Self::Lab, Self::Kernels, Self::Lint];
 }
 
 /// A program that we run, the Debian package it comes in, and what for.
@@ -128,6 +130,9 @@ fn missing(needs: &[Need]) -> Result<BTreeSet<Missing>> {
         let absent = programs.iter().filter(|(program, ..)| !find(program).is_some_and(|path| is_usable(&path)));
         absent.map(|(_, name, why)| Missing::Package { name, why }).collect()
     };
+    if needs.contains(&Need::Lint) {
+        missing.extend(missing_lint(&Survey::take()?));
+    }
     if needs.contains(&Need::Lab) {
         missing.extend(programs(&LAB, |_| true));
         let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
@@ -139,6 +144,14 @@ fn missing(needs: &[Need]) -> Result<BTreeSet<Missing>> {
         missing.extend(programs(&KERNELS, |path| !path.ends_with("busybox") || is_static(path)));
     }
     Ok(missing)
+}
+
+/// Rustup's clippy comes with its toolchain; the distribution's is a package of its own.
+fn missing_lint(survey: &Survey) -> Option<Missing> {
+    let compiler = survey.compiler(Some(LLVM));
+    compiler.is_none_or(|compiler| compiler.is_distribution() && compiler.clippy().is_none()).then_some(
+        Missing::Package { name: "rust-web-clippy", why: "clippy of that compiler, for the programs in the kernel" },
+    )
 }
 
 /// The compiler is chosen with the linker that is there or that will be, since a linker reads no newer LLVM's output.

@@ -36,8 +36,14 @@ impl Options {
 
 /// Runs every step up to the first that fails, and ends with the line of totals either way.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let needs: &[Need] = if options.boots_kernels() { &Need::ALL } else { &[Need::Object, Need::Lab] };
-    setup::ensure(needs)?;
+    let mut needs = vec![Need::Object, Need::Lab];
+    if options.filter.is_none() {
+        needs.push(Need::Lint);
+    }
+    if options.boots_kernels() {
+        needs.push(Need::Kernels);
+    }
+    setup::ensure(&needs)?;
     let mut suite = Suite::default();
     let outcome = steps(options, &mut suite);
     for skipped in &suite.tally.skipped {

@@ -131,8 +131,12 @@ impl Compiler {
 
     /// This compiler's own clippy, where it has one; no other reads its libraries.
     pub fn clippy(&self) -> Option<PathBuf> {
-        Some(self.rustc.with_file_name("cargo-clippy"))
-            .filter(|clippy| self.cargo.parent() == self.rustc.parent() && clippy.is_file())
+        Some(self.rustc.with_file_name("cargo-clippy")).filter(|clippy| clippy.is_file())
+    }
+
+    /// Whether it is the distribution's, whose parts come as packages.
+    pub fn is_distribution(&self) -> bool {
+        self.origin == Origin::Distribution
     }
 
     /// LLVM reads the bitcode of its own and of earlier versions. What is unknown is given the benefit of the doubt.

@@ -52,7 +52,9 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
             id,
         });
     }
-    rows.sort_by(|a, b| (&a.namespace, &a.name, &a.port_name, a.frontend).cmp(&(&b.namespace, &b.name, &b.port_name, b.frontend)));
+    rows.sort_by(|a, b| {
+        (&a.namespace, &a.name, &a.port_name, a.frontend).cmp(&(&b.namespace, &b.name, &b.port_name, b.frontend))
+    });
     output::print(
         format,
         &rows,

@@ -169,12 +169,11 @@ pub fn forget(pins: &Pins, index: u32) -> Result<Vec<PathBuf>> {
     for (program_name, attach_type) in HOOKS {
         let pin = format!("{index}-{program_name}");
         let filter_pin = pins.filters().join(&pin);
-        if filter_pin.exists() {
-            if let Ok(name) = nix::net::if_::if_indextoname(index) {
-                let name = name.to_string_lossy();
-                // Gone already is as good.
-                drop(filter(&name, attach_type));
-            }
+        if filter_pin.exists()
+            && let Ok(name) = nix::net::if_::if_indextoname(index)
+        {
+            // Detaches when dropped. Gone already is as good.
+            drop(filter(&name.to_string_lossy(), attach_type));
         }
         for pin in [pins.links().join(&pin), filter_pin] {
             if remove_pin(&pin)? {

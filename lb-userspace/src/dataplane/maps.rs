@@ -205,10 +205,7 @@ impl Maps {
     /// # Errors
     /// When the map cannot be read.
     pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
-        Reason::ALL
-            .iter()
-            .map(|&reason| Ok((reason, self.reasons.get(&(reason as u32), 0)?.iter().sum())))
-            .collect()
+        Reason::ALL.iter().map(|&reason| Ok((reason, self.reasons.get(&(reason as u32), 0)?.iter().sum()))).collect()
     }
 
     /// How full the maps are. The slots are those that service ports use now.
@@ -308,7 +305,8 @@ fn pinned(pins: &Pins, name: &str) -> Result<MapData> {
 }
 
 fn per_cpu<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
-    PerCpuArray::try_from(Map::from_map_data(pinned(pins, name)?)?).with_context(|| format!("{name} has another layout"))
+    PerCpuArray::try_from(Map::from_map_data(pinned(pins, name)?)?)
+        .with_context(|| format!("{name} has another layout"))
 }
 
 fn shared<T>(pins: &Pins, name: &str, writable: bool) -> Result<SharedArray<T>> {
@@ -323,5 +321,7 @@ fn shared<T>(pins: &Pins, name: &str, writable: bool) -> Result<SharedArray<T>> 
 
 /// Other processes of the node may write to a map: what is read is checked.
 fn parse<T: TryFromBytes>(map: &str, bytes: &[u8]) -> Result<T> {
-    T::try_read_from_bytes(bytes).ok().with_context(|| format!("an entry of {map} is none of this layout: {bytes:02x?}"))
+    T::try_read_from_bytes(bytes)
+        .ok()
+        .with_context(|| format!("an entry of {map} is none of this layout: {bytes:02x?}"))
 }

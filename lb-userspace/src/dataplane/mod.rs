@@ -19,10 +19,10 @@ pub use maps::{MapUse, Maps};
 pub use object::{OBJECT, Object, Settings};
 pub use pins::{Lock, Pins};
 
+use lb_common::Tuple4;
 use lb_common::abi::{
     Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotRange,
 };
-use lb_common::Tuple4;
 
 use crate::state::Limits;
 

@@ -88,7 +88,9 @@ fn check_pinned(pins: &Pins, shape: &MapShape) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let info = MapData::from_pin(&path).and_then(|map| map.info()).with_context(|| format!("cannot open {}", path.display()))?;
+    let info = MapData::from_pin(&path)
+        .and_then(|map| map.info())
+        .with_context(|| format!("cannot open {}", path.display()))?;
     if info.key_size() != shape.key || info.value_size() != shape.value {
         bail!(
             "layout mismatch: {} has keys of {} and values of {} bytes, this viaduct expects {} and {}; run `viaduct \

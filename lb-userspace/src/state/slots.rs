@@ -33,7 +33,7 @@ impl SlotAllocator {
 
     /// Takes a particular range; false when any of it is taken already, or when it is none that `allocate` could give.
     pub(crate) fn reserve(&mut self, range: SlotRange) -> bool {
-        if !range.len.is_power_of_two() || range.start % range.len != 0 {
+        if !range.len.is_power_of_two() || !range.start.is_multiple_of(range.len) {
             return false;
         }
         let order = order(range.len);

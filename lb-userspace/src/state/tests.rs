@@ -43,7 +43,7 @@ impl Kernel {
                 }
             }
             Write::Slots { start, ids } => {
-                let end = start + ids.len() as u32;
+                let end = start + u32::try_from(ids.len()).unwrap();
                 let overlaps = |range: &SlotRange| *start < range.start + range.len && range.start < end;
                 assert!(!self.ranges.values().any(overlaps), "slots in use are written");
                 assert!(!self.held.slots.iter().any(overlaps), "slots reused without a grace period");

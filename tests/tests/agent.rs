@@ -1,0 +1,247 @@
+//! The agent and the command line as programs: what they print, and what they leave behind.
+
+#![cfg(test)]
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use viaduct_tests::Protocol::Tcp;
+use viaduct_tests::{
+    EndpointSliceManifest, Lab, Node, ServiceManifest, Topology, agent, bulk_http, http_get, needs_root, wait_until,
+};
+
+/// One node with a client and a backend behind 10.96.0.10:80.
+fn lab() -> Lab {
+    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "backend"]).pcap(false).build().unwrap();
+    let web = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80);
+    lab.manifests().apply(&web).unwrap();
+    let slice = EndpointSliceManifest::new("default", "web").port("http", Tcp, 8080).pods([lab.pod("backend")]);
+    lab.manifests().apply(&slice).unwrap();
+    lab
+}
+
+/// Runs a command that must fail; its standard error.
+fn error_of(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "it succeeded: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn viaduct(node: &Node) -> Command {
+    let mut command = node.namespace().command(agent::binary().unwrap());
+    command.env_remove("RUST_BACKTRACE");
+    command
+}
+
+const GOOD: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: good, namespace: default}
+spec: {clusterIP: 10.96.0.20, ports: [{name: http, port: 80}]}
+";
+
+/// Each of these files holds something bad, and the good Service besides.
+const BAD: [(&str, &str, &str); 6] = [
+    ("1-not-yaml.yaml", "kind: Service\n  metadata: {name: broken", "1-not-yaml.yaml:1:"),
+    ("2-kind.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}", "Deployment"),
+    (
+        "3-port-zero.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: zero}\nspec: {clusterIP: 10.96.0.21, ports: [{port: 0}]}",
+        "Service default/zero: spec.ports[0].port: 0 is not a port",
+    ),
+    (
+        "4-port-large.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: large}\nspec: {clusterIP: 10.96.0.22, ports: [{port: 70000}]}",
+        "Service default/large: spec.ports[0].port: 70000 is not a port",
+    ),
+    (
+        "5-family.yaml",
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {name: six, labels: \
+         {kubernetes.io/service-name: good}}\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: ['fd00::1']}]",
+        "EndpointSlice default/six: endpoints[0].addresses[0]: ",
+    ),
+    (
+        "6-taken.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: zz-twin}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}",
+        "Service default/zz-twin: 10.96.0.10:80/TCP belongs to Service default/web already",
+    ),
+];
+
+#[test]
+fn each_bad_manifest_gives_one_line_and_the_good_objects_beside_it_work() {
+    needs_root!();
+    let lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let (node, client) = (lab.node("node1"), lab.pod("client").namespace());
+    for (number, (file, bad, _)) in BAD.iter().enumerate() {
+        let good = GOOD.replace("name: good", &format!("name: good{number}"));
+        let good = good.replace("10.96.0.20", &format!("10.96.1.{number}"));
+        let slice = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {{name: good{number}, labels: \
+             {{kubernetes.io/service-name: good{number}}}}}\nports: [{{name: http, port: 8080}}]\nendpoints: \
+             [{{addresses: ['{}']}}]\n",
+            lab.pod("backend").address()
+        );
+        lab.manifests().write(file, &format!("{good}---\n{bad}\n---\n{slice}")).unwrap();
+    }
+    let endpoints = "- addresses: [10.9.9.9]\n".repeat(100_000);
+    let many = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {{name: many, labels: \
+         {{kubernetes.io/service-name: web}}}}\nports: [{{name: http, port: 8080}}]\nendpoints:\n{endpoints}"
+    );
+    lab.manifests().write("7-many.yaml", &many).unwrap();
+
+    let agent = node.start_agent().unwrap();
+    let log = agent.log();
+    let lines_with = |text: &str| log.lines().filter(|line| line.contains(text)).collect::<Vec<_>>();
+    for (file, _, expected) in BAD {
+        let lines = lines_with(file);
+        assert_eq!(lines.len(), 1, "one line about {file} in:\n{log}");
+        assert!(lines[0].contains("WARN") && lines[0].contains(expected), "{expected} in {}", lines[0]);
+    }
+    let lines = lines_with("7-many.yaml");
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("EndpointSlice default/many: endpoints: ") && lines[0].contains("1000"), "{}", lines[0]);
+    for number in 0..BAD.len() {
+        assert_eq!(http_get(client, format!("10.96.1.{number}:80").parse().unwrap()).unwrap().backend, "backend");
+    }
+    assert_eq!(http_get(client, "10.96.0.10:80".parse().unwrap()).unwrap().backend, "backend", "the older twin serves");
+
+    // What is mended is said to be, and served.
+    let mended = BAD[5].1.replace("10.96.0.10", "10.96.0.11");
+    lab.manifests().write(BAD[5].0, &mended).unwrap();
+    wait_until("the twin is served", std::time::Duration::from_secs(5), || {
+        agent.log().contains("no longer a problem: ").then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_broken_file_does_not_take_a_working_service_away() {
+    needs_root!();
+    let lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let agent = lab.node("node1").start_agent().unwrap();
+    for name in fs::read_dir(lab.manifests().path()).unwrap() {
+        fs::write(name.unwrap().path(), "kind: {").unwrap();
+    }
+    wait_until("the agent complains", std::time::Duration::from_secs(5), || {
+        agent.log().contains("keeping").then_some(())
+    })
+    .unwrap();
+    bulk_http(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap(), 20, 2).assert_no_errors();
+    fs::remove_dir_all(lab.manifests().path()).unwrap();
+    wait_until("the agent complains", std::time::Duration::from_secs(5), || {
+        agent.log().contains("cannot read the folder").then_some(())
+    })
+    .unwrap();
+    bulk_http(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap(), 20, 2).assert_no_errors();
+}
+
+#[test]
+fn cleanup_removes_everything_and_says_what() {
+    needs_root!();
+    let lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let node = lab.node("node1");
+    let agent = node.start_agent().unwrap();
+    http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).unwrap();
+
+    let refused = error_of(viaduct(node).arg("cleanup").arg("--bpffs").arg(node.bpffs()));
+    assert!(refused.starts_with(&format!("error: another agent (pid {}) works on ", agent.pid())), "{refused}");
+    agent.stop().unwrap();
+    let removed = node.viaduct(&["cleanup"]).unwrap();
+    assert_eq!(removed.matches("removed attached program ").count(), 4, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 9, "{removed}");
+    assert_eq!(removed.matches("removed program ").count(), 2, "{removed}");
+    assert!(!node.bpffs().exists());
+    let again = node.viaduct(&["cleanup"]).unwrap();
+    assert_eq!(again, format!("nothing to remove in {}\n", node.bpffs().display()));
+    assert!(http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).is_err());
+}
+
+#[test]
+fn a_second_agent_on_the_same_folder_is_refused() {
+    needs_root!();
+    let lab = lab();
+    let first = lab.node("node1").start_agent().unwrap();
+    let Err(error) = lab.node("node1").start_agent() else { panic!("it runs") };
+    let error = format!("{error:#}");
+    assert!(error.contains(&format!("error: another agent (pid {}) works on ", first.pid())), "{error}");
+    assert!(error.contains("--bpffs"), "{error}");
+}
+
+#[test]
+fn maps_of_another_size_or_layout_are_named_with_the_remedy() {
+    needs_root!();
+    let lab = lab();
+    let node = lab.node("node1");
+    node.start_agent().unwrap().stop().unwrap();
+    let Err(error) = node.start_agent_with(&["--max-flows", "4096"]) else { panic!("it runs") };
+    let error = format!("{error:#}");
+    assert!(error.contains("FLOWS_4 has room for 65536 entries, the flags ask for 4096"), "{error}");
+    assert!(error.contains("viaduct cleanup"), "{error}");
+
+    fs::rename(node.bpffs().join("v1"), node.bpffs().join("v999")).unwrap();
+    let error = error_of(viaduct(node).args(["service", "list", "--bpffs"]).arg(node.bpffs()));
+    assert!(error.starts_with("error: layout mismatch: the maps in "), "{error}");
+    assert!(error.contains("have layout 999, this viaduct reads layout 1"), "{error}");
+}
+
+#[test]
+fn errors_say_what_is_missing_and_how_to_get_it() {
+    needs_root!();
+    let lab = lab();
+    let node = lab.node("node1");
+    for arguments in [&["service", "list"][..], &["backend", "list"], &["flow", "list"], &["status"]] {
+        let nothing = error_of(viaduct(node).args(arguments).args(["--bpffs", "/sys/fs/bpf/there-is-no-such-folder"]));
+        assert!(nothing.contains("no datapath is pinned in /sys/fs/bpf/there-is-no-such-folder: start"), "{nothing}");
+        let no_bpffs = error_of(viaduct(node).args(arguments).args(["--bpffs", "/tmp/not-a-bpffs"]));
+        assert!(no_bpffs.contains("/tmp/not-a-bpffs is not on a BPF file system: run `mount -t bpf"), "{no_bpffs}");
+        let no_root = error_of(viaduct_as_nobody(&lab).args(arguments));
+        assert!(no_root.contains("viaduct needs root"), "{no_root}");
+    }
+    let arguments = ["agent", "--manifests", "/tmp", "--bpffs", "/tmp/not-a-bpffs"];
+    assert!(error_of(viaduct(node).args(arguments)).contains("is not on a BPF file system"));
+    assert!(error_of(viaduct_as_nobody(&lab).args(arguments)).contains("viaduct needs root"));
+}
+
+/// Where nobody may read it: the target folder can be in a home.
+fn viaduct_as_nobody(lab: &Lab) -> Command {
+    let copy = std::env::temp_dir().join(format!("{}-viaduct", lab.name()));
+    fs::copy(agent::binary().unwrap(), &copy).unwrap();
+    let mut command = Command::new(&copy);
+    command.uid(65_534).gid(65_534);
+    command
+}
+
+#[test]
+fn tables_and_json_tell_the_same() {
+    needs_root!();
+    let lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let node = lab.node("node1");
+    let agent = node.start_agent().unwrap();
+    bulk_http(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap(), 7, 1).assert_no_errors();
+    let backend = format!("{}:8080", lab.pod("backend").address());
+
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&node.viaduct(&[arguments, &["-o", "json"]].concat()).unwrap()).unwrap()
+    };
+    let services = json(&["service", "list"]);
+    assert_eq!(services[0]["frontend"], "10.96.0.10:80");
+    assert_eq!(services[0]["connections"], 7);
+    let table = node.viaduct(&["service", "list"]).unwrap();
+    let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, ["default", "web", "http", "10.96.0.10:80", "TCP", "1", "7", "0"]);
+
+    let backends = json(&["backend", "list"]);
+    assert_eq!((&backends[0]["backend"], &backends[0]["share"]), (&backend.into(), &1.0.into()));
+    let flows = json(&["flow", "list"]);
+    assert_eq!(flows.as_array().unwrap().len(), 7);
+    assert!(flows.as_array().unwrap().iter().all(|flow| flow["state"] == "closed"), "{flows}");
+    let status = json(&["status"]);
+    assert_eq!(status["agent"]["pid"], agent.pid());
+    assert_eq!(status["interfaces"].as_array().unwrap().len(), 2);
+}
