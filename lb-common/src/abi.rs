@@ -66,6 +66,16 @@ impl SlotRange {
     pub const EMPTY: Self = Self { start: 0, len: 0 };
 }
 
+/// Value of `SLOTS`: two slots, since the kernel gives each value of an array eight bytes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SlotPair {
+    /// Backend ids, of the slot with the even index first.
+    pub backends: [u32; 2],
+}
+
+const _: () = assert!(size_of::<SlotPair>() == 8);
+
 /// Whether a backend may be used.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -15,8 +15,9 @@ use crate::reason::service_drop;
 use crate::rewrite::rewrite;
 use crate::select::{is_current, select};
 
-/// How many backends are tried for a new flow before it is dropped.
-const ATTEMPTS: u32 = 4;
+/// How many choices a new flow has before it is dropped: with two backends of which one cannot be taken, one flow in
+/// 65,536 finds none.
+const ATTEMPTS: u32 = 16;
 /// A mirror entry of this age may be taken over by another flow, nanoseconds: established TCP has a day, as conntrack
 /// gives it nowadays, UDP three minutes (`nf_conntrack_udp_timeout_stream` is two).
 const TCP_IDLE: u64 = 86_400_000_000_000;
@@ -50,7 +51,12 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
         protocol: packet.tuple.protocol,
         scope: Scope::Cluster,
     };
-    let Some(frontend) = maps::frontend(&key) else { return Ok(()) };
+    let Some(frontend) = maps::frontend(&key) else {
+        if packet.is_syn() {
+            free_replies(&packet.tuple);
+        }
+        return Ok(());
+    };
     let to = open(packet, frontend.service_port).map_err(|reason| service_drop(frontend.service_port, reason))?;
     rewrite(ctx, packet, &to)?;
     set_mark(ctx);
@@ -175,6 +181,20 @@ fn add_mirror(key: &Tuple4, mirror: &Flow4) -> bool {
         maps::remove_flow(&present.to.swap());
     }
     maps::put_flow(key, mirror)
+}
+
+/// A client dials a backend directly, under ports with which it has dialled it through a frontend before. The replies are
+/// its own when that connection is over.
+#[inline(always)]
+fn free_replies(tuple: &Tuple4) {
+    let key = tuple.swap();
+    let Some(mirror) = maps::flow(&key) else { return };
+    // SAFETY: a map value, valid for the run of the program.
+    let mirror = unsafe { *mirror };
+    if mirror.hook == Hook::ToPod && is_over(&key, &mirror, now()) {
+        maps::remove_flow(&mirror.to.swap());
+        maps::remove_flow(&key);
+    }
 }
 
 /// Whether a flow has ended, or has been idle for so long that its ports may serve another. `mirror` is its half for the

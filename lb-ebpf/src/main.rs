@@ -58,7 +58,7 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
     // A packet that `from_pod` has translated on this node is on its way to a backend: there is nothing to find.
-    if packet::is_marked(&ctx) {
+    if packet::is_translated(&ctx) {
         return Verdict::Pass.action();
     }
     let verdict = match Packet::parse(&ctx) {

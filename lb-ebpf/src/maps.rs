@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::Tuple4;
 use lb_common::abi::{
-    Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotRange,
+    Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotPair, SlotRange,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -19,7 +19,7 @@ static FRONTENDS_4: HashMap<FrontendKey4, Frontend, 1, NO_PREALLOC> = HashMap::n
 #[btf_map]
 static SERVICE_PORTS: Array<SlotRange, 1, MMAPABLE> = Array::new();
 #[btf_map]
-static SLOTS: Array<u32, 1, MMAPABLE> = Array::new();
+static SLOTS: Array<SlotPair, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static BACKENDS_4: Array<Backend4, 1, MMAPABLE> = Array::new();
 #[btf_map]
@@ -92,8 +92,10 @@ pub fn slots_of(service_port: u32) -> SlotRange {
 #[inline(always)]
 pub fn slot(index: u32) -> Option<u32> {
     count_lookup();
-    // SAFETY: valid for the run of the program; the agent writes whole words.
-    SLOTS.get_ptr(index).map(|slot| unsafe { slot.read_volatile() })
+    let pair = SLOTS.get_ptr(index / 2)?.cast::<u64>();
+    // SAFETY: valid for the run of the program, aligned to 8; the agent writes each half as a whole.
+    let word = unsafe { pair.read_volatile() };
+    Some((word >> (index % 2 * 32) & 0xffff_ffff) as u32)
 }
 
 /// Entries are memory that the agent writes while we read: fields are read one by one, `generation` and `state` last.

@@ -28,12 +28,13 @@ fn mark() -> u32 {
     unsafe { (&raw const MARK).read_volatile() }
 }
 
-/// Whether a program of this node has translated the packet before.
+/// Whether a program of this node has translated the packet before. A packet that the node itself sends came in nowhere,
+/// and has the mark only because its socket inherited it from a packet (`tcp_fwmark_accept`).
 #[inline(always)]
-pub fn is_marked(ctx: &TcContext) -> bool {
+pub fn is_translated(ctx: &TcContext) -> bool {
     // SAFETY: the context is valid for the run of the program.
-    let packet_mark = unsafe { (*ctx.skb.skb).mark };
-    packet_mark & mark() != 0
+    let (packet_mark, came_in_by) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ingress_ifindex) };
+    packet_mark & mark() != 0 && came_in_by != 0
 }
 
 #[inline(always)]

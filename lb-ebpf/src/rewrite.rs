@@ -3,16 +3,17 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
-use lb_common::Tuple4;
 use lb_common::abi::Reason;
 use lb_common::checksum;
 use lb_common::wire::{ETHERNET_LEN, Ipv4Header, Ports};
+use lb_common::{Protocol, Tuple4};
 
 use crate::packet::{Packet, ptr_at};
 
 /// Size of the changed field, in the flags of `bpf_l4_csum_replace`.
 const FOUR_BYTES: u64 = 4;
-/// A computed UDP checksum of 0 is sent as 0xffff, since 0 means that there is none (RFC 768).
+/// For UDP: a computed checksum of 0 is sent as 0xffff, since 0 means that there is none (RFC 768). For TCP 0 is a checksum
+/// like any other, which the helper would leave as it is with this flag.
 const ZERO_IS_NONE: u64 = BPF_F_MARK_MANGLED_0 as u64;
 const PSEUDO_HEADER: u64 = BPF_F_PSEUDO_HDR as u64;
 
@@ -50,12 +51,13 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple4) -> Result<(), Reas
         unsafe { bpf_csum_update(ctx.skb.skb, difference.wrapping_add(u32::from(carry))) };
         return Ok(());
     }
+    let zero = if let Protocol::Tcp = from.protocol { 0 } else { ZERO_IS_NONE };
     let replace = |old: u32, new: u32, flags: u64| {
         if old == new {
             return Ok(());
         }
         ctx.skb
-            .l4_csum_replace(check_offset, u64::from(old), u64::from(new), flags | ZERO_IS_NONE | FOUR_BYTES)
+            .l4_csum_replace(check_offset, u64::from(old), u64::from(new), flags | zero | FOUR_BYTES)
             .map_err(|_| Reason::Rewrite)
     };
     replace(from.source.word(), to.source.word(), PSEUDO_HEADER)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -40,21 +40,31 @@ pub struct Options {
     pub settings: Settings,
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT, which end the process.
 ///
 /// # Errors
 /// When it cannot start. Whatever happens later is logged and tried again.
 pub fn run(options: Options) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
-    let result = runtime.block_on(serve(options));
-    // A grace period may still be waited for, on a thread of its own.
-    runtime.shutdown_background();
-    result
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
+    // On the worker, so that a large sync on this thread does not keep a signal waiting.
+    let _guard = runtime.enter();
+    runtime.spawn(exit_when_told(signal(SignalKind::terminate()).context("cannot handle SIGTERM")?));
+    runtime.spawn(exit_when_told(signal(SignalKind::interrupt()).context("cannot handle SIGINT")?));
+    runtime.block_on(serve(options))
+}
+
+/// Whatever the agent is doing may be cut short at any point: the next one goes on from what the maps hold.
+async fn exit_when_told(mut signal: Signal) {
+    signal.recv().await;
+    info!("stopped; the datapath goes on without the agent");
+    std::process::exit(0);
 }
 
 async fn serve(options: Options) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     options.pins.create()?;
     let _lock = options.pins.lock()?;
     // Watch first and read then, or a change in between is lost.
@@ -74,13 +84,9 @@ async fn serve(options: Options) -> Result<()> {
             },
             () = wait(agent.grace.as_mut()) => agent.end_grace(),
             () = sleep_until(agent.retry_at) => agent.recover(),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
         }
         agent.announce(&options);
     }
-    info!("stopped; the datapath goes on without the agent");
-    Ok(())
 }
 
 async fn wait(task: Option<&mut JoinHandle<()>>) {
@@ -106,7 +112,7 @@ struct Agent {
     folder: Folder,
     model: Model,
     covered: Names,
-    mechanism: Option<Mechanism>,
+    mechanism: Mechanism,
     /// Problems that stand, so that each is logged when it comes and when it goes.
     problems: BTreeSet<String>,
     grace: Option<JoinHandle<()>>,
@@ -130,7 +136,7 @@ impl Agent {
             folder: Folder::new(&options.manifests),
             model: Model::default(),
             covered: Names::new(),
-            mechanism: None,
+            mechanism: Mechanism::of_this_kernel(),
             problems: BTreeSet::new(),
             grace: None,
             retry_at: None,
@@ -146,6 +152,17 @@ impl Agent {
         let mut problems: Vec<String> = snapshot.problems.iter().map(ToString::to_string).collect();
         if !snapshot.complete {
             // Nothing is known, so nothing is touched.
+            self.report(problems);
+            return;
+        }
+        let is_empty = snapshot.services.is_empty() && snapshot.slices.is_empty();
+        if is_empty && !self.synced && !self.state.is_empty() {
+            // More likely a volume that is not mounted yet than the wish to serve nothing.
+            problems.push(format!(
+                "{}: the folder holds no objects, but this node serves some from before; keeping them until there are \
+                 objects; run `viaduct cleanup` to serve nothing",
+                self.folder.dir().display()
+            ));
             self.report(problems);
             return;
         }
@@ -203,30 +220,32 @@ impl Agent {
 
     /// Attaches the programs to interfaces that have come, and forgets those that have gone.
     fn cover(&mut self, present: Names) {
-        let (_, pinned) = attach::attached(&self.pins);
-        let gone: BTreeSet<u32> = pinned
-            .into_keys()
-            .chain(self.covered.keys().copied())
-            .filter(|index| !present.contains_key(index))
-            .collect();
+        let namespace = match attach::own_namespace() {
+            Ok(namespace) => namespace,
+            Err(error) => return error!("{error:#}"),
+        };
+        let pinned = attach::attached(&self.pins).into_iter().filter(|(_, pin)| pin.namespace == namespace);
+        let known: BTreeSet<u32> = pinned.map(|(_, pin)| pin.index).chain(self.covered.keys().copied()).collect();
+        let gone: Vec<u32> = known.into_iter().filter(|index| !present.contains_key(index)).collect();
         for index in gone {
             let name = self.covered.remove(&index).unwrap_or_default();
             match attach::forget(&self.pins, index) {
-                Ok(_) => info!(interface = name, index, "interface forgotten"),
+                Ok(()) => info!(interface = name, index, "interface forgotten"),
                 Err(error) => error!(interface = name, index, "{error:#}"),
             }
         }
         for (index, name) in present {
-            if self.covered.get(&index) == Some(&name) {
+            // What the pins say counts, not what this process remembers: somebody may have removed them.
+            let is_pinned = attach::is_attached(&self.pins, self.mechanism, index).unwrap_or(false);
+            if is_pinned && self.covered.get(&index) == Some(&name) {
                 continue;
             }
-            match attach::attach(&mut self.object, &self.pins, index, &name) {
-                Ok(Some(mechanism)) => {
-                    info!(interface = name, index, mechanism = mechanism.name(), "programs attached");
-                    self.mechanism = Some(mechanism);
+            match attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name) {
+                Ok(true) => {
+                    info!(interface = name, index, mechanism = self.mechanism.name(), "programs attached");
                     self.covered.insert(index, name);
                 }
-                Ok(None) => {}
+                Ok(false) => {}
                 // Tried again whenever interfaces are listed.
                 Err(error) => error!(interface = name, index, "{error:#}"),
             }
@@ -254,7 +273,7 @@ impl Agent {
             node = options.node,
             bpffs = %self.pins.root().display(),
             interfaces = self.covered.len(),
-            mechanism = self.mechanism.map_or("none yet", Mechanism::name),
+            mechanism = self.mechanism.name(),
             "ready"
         );
     }

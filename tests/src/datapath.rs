@@ -39,6 +39,8 @@ pub struct Input {
     pub frame: Vec<u8>,
     /// `skb->mark`.
     pub mark: u32,
+    /// Index of the interface by which it came to this node; 0 when the node itself sends it.
+    pub came_in_by: u32,
     /// With a checksum over the whole packet, as some network cards give it (`CHECKSUM_COMPLETE`). The kernel then checks
     /// that the sum still fits the packet when the program is done, and answers with `EBADMSG` if not.
     pub checksum_complete: bool,
@@ -46,7 +48,7 @@ pub struct Input {
 
 impl From<Vec<u8>> for Input {
     fn from(frame: Vec<u8>) -> Self {
-        Self { frame, mark: 0, checksum_complete: false }
+        Self { frame, mark: 0, came_in_by: 1, checksum_complete: false }
     }
 }
 
@@ -142,7 +144,7 @@ impl Datapath {
     fn repeat(&mut self, program: &str, input: &Input, repeat: u32) -> Result<(Output, Duration)> {
         let program = self.object.program(program)?;
         let fd = program.fd()?.as_fd().as_raw_fd();
-        let mut context = SkBuff { len: 0, packet_type: 0, mark: input.mark, rest: [0; 45] };
+        let mut context = SkBuff { mark: input.mark, ingress_ifindex: input.came_in_by, ..SkBuff::ZERO };
         let mut frame = vec![0; input.frame.len() + 256];
         let mut run = TestRun {
             prog_fd: u32::try_from(fd)?,
@@ -216,13 +218,19 @@ struct TestRun {
     reserved: u32,
 }
 
-/// `__sk_buff`, of which only the mark is of interest here.
+/// `__sk_buff`, of which little is of interest here.
 #[repr(C)]
 struct SkBuff {
-    len: u32,
-    packet_type: u32,
+    unused: [u32; 2],
     mark: u32,
-    rest: [u32; 45],
+    unused_2: [u32; 6],
+    ingress_ifindex: u32,
+    unused_3: [u32; 38],
 }
 
-const _: () = assert!(offset_of!(SkBuff, mark) == 8 && size_of::<SkBuff>() == 192);
+impl SkBuff {
+    const ZERO: Self = Self { unused: [0; 2], mark: 0, unused_2: [0; 6], ingress_ifindex: 0, unused_3: [0; 38] };
+}
+
+const _: () =
+    assert!(offset_of!(SkBuff, mark) == 8 && offset_of!(SkBuff, ingress_ifindex) == 36 && size_of::<SkBuff>() == 192);

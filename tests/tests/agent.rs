@@ -43,7 +43,7 @@ spec: {clusterIP: 10.96.0.20, ports: [{name: http, port: 80}]}
 
 /// Each of these files holds something bad, and the good Service besides.
 const BAD: [(&str, &str, &str); 6] = [
-    ("1-not-yaml.yaml", "kind: Service\n  metadata: {name: broken", "1-not-yaml.yaml:1:"),
+    ("1-not-yaml.yaml", "kind: Service\n  metadata: {name: broken", "1-not-yaml.yaml:8: cannot parse this document: "),
     ("2-kind.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}", "Deployment"),
     (
         "3-port-zero.yaml",

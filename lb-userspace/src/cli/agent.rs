@@ -23,7 +23,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME")]
     hostname_override: Option<String>,
     /// Bit of the packet mark (skb->mark) for packets translated on this node; 0 for none.
-    #[arg(long, value_name = "BIT", default_value = "0x200000", value_parser = number_32)]
+    #[arg(long, value_name = "BIT", default_value = "0x200000", value_parser = mark_bit)]
     mark: u32,
     /// Seed of backend selection. All nodes of a cluster must have the same.
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_SEED, value_parser = number_64)]
@@ -40,8 +40,8 @@ pub(super) struct Arguments {
     /// Backends of all services together.
     #[arg(long, value_name = "NUMBER", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_backends: u32,
-    /// Slots of all services together, a power of two: 8 bytes each, 512 for a service with four backends.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1 << 22, value_parser = power_of_two)]
+    /// Slots of all services together, a power of two: 4 bytes each, 512 for a service with four backends.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1 << 23, value_parser = power_of_two)]
     max_slots: u32,
     /// Least severe messages to log: error, warn, info, debug or trace, also per module (RUST_LOG's syntax).
     #[arg(long, value_name = "LEVEL", env = "RUST_LOG", default_value = "info")]
@@ -66,7 +66,7 @@ impl Arguments {
             pins,
             node: node_name(self.hostname_override)?,
             manifests: self.manifests,
-            pod_interfaces: self.pod_interfaces,
+            pod_interfaces: self.pod_interfaces.iter().map(|pattern| pattern.trim().to_owned()).collect(),
             sizes: Sizes {
                 limits: Limits {
                     frontends: self.max_frontends,
@@ -84,6 +84,8 @@ impl Arguments {
         let filter = EnvFilter::try_new(&self.log_level)
             .with_context(|| format!("--log-level {}: try info or debug", self.log_level))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        // A log that cannot be written (a full disk, a reader that is gone) is no reason to stop serving.
+        let builder = builder.log_internal_errors(false);
         match self.log_format {
             LogFormat::Text => builder.with_ansi(false).init(),
             LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -105,8 +107,11 @@ fn node_name(given: Option<String>) -> Result<String> {
     Ok(name)
 }
 
-fn number_32(text: &str) -> Result<u32, String> {
-    number_64(text)?.try_into().map_err(|_| "does not fit in 32 bits".to_owned())
+fn mark_bit(text: &str) -> Result<u32, String> {
+    match number_64(text).map(u32::try_from) {
+        Ok(Ok(mark)) if mark == 0 || mark.is_power_of_two() => Ok(mark),
+        _ => Err("give one bit of 32, such as 0x200000, or 0".to_owned()),
+    }
 }
 
 fn number_64(text: &str) -> Result<u64, String> {

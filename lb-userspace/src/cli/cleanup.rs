@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{Format, output};
-use crate::dataplane::{Pins, attach};
+use crate::dataplane::{Pins, attach, require_root};
 
 #[derive(Debug, Serialize)]
 struct Removed {
@@ -17,18 +17,16 @@ struct Removed {
 }
 
 pub(super) fn run(pins: &Pins, format: Format) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("cleanup needs root: run it with sudo");
-    }
+    require_root()?;
+    // Elsewhere a folder `v2` is somebody's data.
+    pins.require_bpffs()?;
     let mut removed = Vec::new();
     if pins.root().exists() {
         // An agent that still runs would go on writing to maps that nobody reads.
         let lock = pins.lock()?;
-        let (_, attached) = attach::attached(pins);
-        for index in attached.into_keys() {
-            for pin in attach::forget(pins, index)? {
-                removed.push(Removed { path: pin.display().to_string(), what: "attached program" });
-            }
+        for (mechanism, attached) in attach::attached(pins) {
+            attach::detach(mechanism, &attached)?;
+            removed.push(Removed { path: attached.pin.display().to_string(), what: "attached program" });
         }
         for layout in pins.layouts() {
             remove_tree(&pins.root().join(format!("v{layout}")), &mut removed)?;

@@ -44,7 +44,9 @@ struct ProgramStatus {
 #[derive(Debug, Serialize)]
 struct InterfaceStatus {
     index: u32,
-    /// In the network namespace of this command; none there.
+    /// Inode of the network namespace that the interface is in.
+    network_namespace: u64,
+    /// None when it is gone, or in another network namespace than this command.
     name: Option<String>,
     programs: Vec<String>,
 }
@@ -65,22 +67,25 @@ pub(super) fn print(pins: &Pins, format: Format) -> Result<()> {
 
 fn collect(pins: &Pins) -> Result<Status> {
     let maps = open(pins)?;
-    let running = pins.is_locked()?;
-    let (mechanism, interfaces) = attach::attached(pins);
+    let attached = attach::attached(pins);
+    let mut interfaces: BTreeMap<(u64, u32), InterfaceStatus> = BTreeMap::new();
+    for (_, pin) in &attached {
+        let status = interfaces.entry((pin.namespace, pin.index)).or_insert_with(|| InterfaceStatus {
+            index: pin.index,
+            network_namespace: pin.namespace,
+            name: pin.interface(),
+            programs: Vec::new(),
+        });
+        status.programs.push(pin.program.clone());
+    }
+    let pid = pins.holder();
     Ok(Status {
         bpffs: pins.root().to_owned(),
         layout: LAYOUT,
-        agent: AgentStatus { running, pid: pins.holder().filter(|_| running) },
-        mechanism: mechanism.map(attach::Mechanism::name),
+        agent: AgentStatus { running: pid.is_some(), pid },
+        mechanism: attached.first().map(|(mechanism, _)| mechanism.name()),
         programs: [Object::FROM_POD, Object::TO_POD].into_iter().filter_map(|name| program(pins, name)).collect(),
-        interfaces: interfaces
-            .into_iter()
-            .map(|(index, programs)| InterfaceStatus {
-                index,
-                name: nix::net::if_::if_indextoname(index).ok().map(|name| name.to_string_lossy().into_owned()),
-                programs,
-            })
-            .collect(),
+        interfaces: interfaces.into_values().collect(),
         maps: maps.usage()?,
         reasons: maps
             .reasons()?
@@ -101,10 +106,9 @@ fn program(pins: &Pins, name: &'static str) -> Option<ProgramStatus> {
 }
 
 fn text(status: &Status) -> String {
-    let agent = match status.agent {
-        AgentStatus { running: true, pid: Some(pid) } => format!("running (pid {pid})"),
-        AgentStatus { running: true, pid: None } => "running".to_owned(),
-        AgentStatus { running: false, .. } => "not running; the datapath goes on without it".to_owned(),
+    let agent = match status.agent.pid {
+        Some(pid) => format!("running (pid {pid})"),
+        None => "not running; the datapath goes on without it".to_owned(),
     };
     let mut text = format!(
         "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\n\n",

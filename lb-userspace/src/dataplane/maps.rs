@@ -1,6 +1,6 @@
 //! Typed access to the pinned maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
@@ -11,7 +11,8 @@ use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_common::Tuple4;
 use lb_common::abi::{
-    Backend4, BackendState, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotRange,
+    Backend4, BackendState, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotPair,
+    SlotRange,
 };
 use zerocopy::{FromBytes, IntoBytes, TryFromBytes};
 
@@ -23,7 +24,7 @@ use crate::state::{Found, Limits, Write};
 pub struct Maps {
     frontends: HashMap<MapData, [u8; size_of::<FrontendKey4>()], [u8; size_of::<Frontend>()]>,
     service_ports: SharedArray<SlotRange>,
-    slots: SharedArray<u32>,
+    slots: SharedArray<SlotPair>,
     backends: SharedArray<Backend4>,
     flows: HashMap<MapData, [u8; size_of::<Tuple4>()], [u8; size_of::<Flow4>()]>,
     names: HashMap<MapData, u32, [u8; size_of::<ServiceName>()]>,
@@ -77,7 +78,7 @@ impl Maps {
             frontends: self.frontends_size,
             service_ports: self.service_ports.len(),
             backends: self.backends.len(),
-            slots: self.slots.len(),
+            slots: self.slots.len() * 2,
         }
     }
 
@@ -140,10 +141,10 @@ impl Maps {
     /// Backend ids in a range of slots; empty when it is not within the table.
     #[must_use]
     pub fn slots(&self, range: SlotRange) -> Vec<u32> {
-        let Some(end) = range.start.checked_add(range.len).filter(|&end| end <= self.slots.len()) else {
+        let Some(end) = range.start.checked_add(range.len).filter(|&end| end <= self.slots.len() * 2) else {
             return Vec::new();
         };
-        (range.start..end).map(|slot| self.slots.half(slot).load(Ordering::Relaxed)).collect()
+        (range.start..end).map(|slot| self.slots.half(slot / 2, slot % 2).load(Ordering::Relaxed)).collect()
     }
 
     /// A backend, used or not.
@@ -218,12 +219,14 @@ impl Maps {
         let backends = (0..self.backends.len())
             .filter(|&id| matches!(self.backend(id), Ok(backend) if backend.state == BackendState::Active))
             .count();
+        // While entries come and go, the kernel may name one twice.
+        let flows: HashSet<_> = self.flows.keys().flatten().collect();
         Ok(vec![
             MapUse { name: "FRONTENDS_4", used: self.frontends.keys().count(), size: self.frontends_size },
             MapUse { name: "SERVICE_PORTS", used: names.len(), size: self.service_ports.len() },
-            MapUse { name: "SLOTS", used: slots, size: self.slots.len() },
+            MapUse { name: "SLOTS", used: slots, size: self.slots.len() * 2 },
             MapUse { name: "BACKENDS_4", used: backends, size: self.backends.len() },
-            MapUse { name: "FLOWS_4", used: self.flows.keys().count(), size: self.flows_size },
+            MapUse { name: "FLOWS_4", used: flows.len(), size: self.flows_size },
         ])
     }
 
@@ -250,13 +253,15 @@ impl Maps {
             }
             Write::Slots { start, ids } => {
                 for (slot, id) in (*start..).zip(ids) {
-                    self.slots.half(slot).store(*id, Ordering::Relaxed);
+                    self.slots.half(slot / 2, slot % 2).store(*id, Ordering::Relaxed);
                 }
             }
             Write::Name { service_port, name } => {
-                self.service_stats
-                    .set(*service_port, PerCpuValues::try_from(vec![[0; 2]; cpus()?])?, 0)
-                    .context("cannot write to SERVICE_STATS")?;
+                if self.names.get(service_port, 0).is_err() {
+                    self.service_stats
+                        .set(*service_port, PerCpuValues::try_from(vec![[0; 2]; cpus()?])?, 0)
+                        .context("cannot write to SERVICE_STATS")?;
+                }
                 let bytes: [u8; size_of::<ServiceName>()] = zerocopy::transmute!(**name);
                 self.names.insert(service_port, bytes, 0).context("cannot write to SERVICE_NAMES")?;
             }

@@ -17,11 +17,12 @@ mod shared_array;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub use object::{OBJECT, Object, Settings};
+pub(crate) use pins::require_root;
 pub use pins::{Lock, Pins};
 
 use lb_common::Tuple4;
 use lb_common::abi::{
-    Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotRange,
+    Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotPair, SlotRange,
 };
 
 use crate::state::Limits;
@@ -36,8 +37,8 @@ pub struct Sizes {
 }
 
 /// A map as this version expects it: name, size of key and value in bytes, entries.
-struct MapShape {
-    name: &'static str,
+pub(crate) struct MapShape {
+    pub(crate) name: &'static str,
     key: u32,
     value: u32,
     entries: u32,
@@ -45,7 +46,7 @@ struct MapShape {
 
 impl Sizes {
     #[expect(clippy::cast_possible_truncation, reason = "sizes of map entries")]
-    fn shapes(&self) -> Vec<MapShape> {
+    pub(crate) fn shapes(&self) -> Vec<MapShape> {
         const fn shape<K, V>(name: &'static str, entries: u32) -> MapShape {
             MapShape { name, key: size_of::<K>() as u32, value: size_of::<V>() as u32, entries }
         }
@@ -53,7 +54,7 @@ impl Sizes {
         vec![
             shape::<FrontendKey4, Frontend>("FRONTENDS_4", frontends),
             shape::<u32, SlotRange>("SERVICE_PORTS", service_ports),
-            shape::<u32, u32>("SLOTS", slots),
+            shape::<u32, SlotPair>("SLOTS", slots / 2),
             shape::<u32, Backend4>("BACKENDS_4", backends),
             shape::<Tuple4, Flow4>("FLOWS_4", self.flows),
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),

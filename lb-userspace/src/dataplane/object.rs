@@ -44,7 +44,9 @@ impl Object {
         for shape in &shapes {
             loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pins.map(shape.name));
         }
-        let mut ebpf = loader.load(object).context("the kernel refused the maps: is it older than 5.15?")?;
+        let mut ebpf = loader
+            .load(object)
+            .context("the kernel refused the maps: it must be 5.15 or later, and this process needs CAP_BPF")?;
         for name in [Self::FROM_POD, Self::TO_POD] {
             program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }

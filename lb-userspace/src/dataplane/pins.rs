@@ -1,7 +1,6 @@
 //! Where everything is pinned: `DIR/v<layout>/` holds the maps, `programs/`, and `links/` (or `filters/`).
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use lb_common::abi::LAYOUT;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 /// The folder of one node on a BPF file system.
@@ -53,13 +53,13 @@ impl Pins {
         self.layout().join("programs")
     }
 
-    /// Pins of TCX links, named `<interface index>-<program>`.
+    /// Pins of TCX links, see [`super::attach`].
     #[must_use]
     pub fn links(&self) -> PathBuf {
         self.layout().join("links")
     }
 
-    /// The same for kernels without TCX: each pin is the program of a clsact filter.
+    /// Pins that tell of clsact filters, see [`super::attach`].
     #[must_use]
     pub fn filters(&self) -> PathBuf {
         self.layout().join("filters")
@@ -109,7 +109,11 @@ impl Pins {
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()).collect()
     }
 
-    fn require_bpffs(&self) -> Result<()> {
+    /// Checks that the folder is, or would be, on a BPF file system.
+    ///
+    /// # Errors
+    /// Says how to get one.
+    pub fn require_bpffs(&self) -> Result<()> {
         let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
         let kind = statfs(existing).with_context(|| format!("cannot look at {}", existing.display()))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
@@ -140,37 +144,32 @@ impl Pins {
         }
     }
 
-    /// Process id of the agent that holds the lock, as far as this pid namespace shows it.
+    /// Process id of the agent that holds the lock; none when there is none, or when it is in a pid namespace that this
+    /// process does not see.
     #[must_use]
     pub fn holder(&self) -> Option<u32> {
-        let inode = fs::metadata(&self.root).ok()?.ino();
-        holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)
-    }
-
-    /// Whether some agent holds the lock.
-    ///
-    /// # Errors
-    /// When the folder cannot be opened.
-    pub fn is_locked(&self) -> io::Result<bool> {
-        let folder = File::open(&self.root)?;
-        Ok(matches!(Flock::lock(folder, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK))))
+        // Read, not tried: trying would stand in the way of an agent that starts.
+        let folder = fs::metadata(&self.root).ok()?;
+        let device = format!("{:02x}:{:02x}", major(folder.dev()), minor(folder.dev()));
+        holder_in(&fs::read_to_string("/proc/locks").ok()?, &format!("{device}:{}", folder.ino()))
     }
 }
 
 /// Lines of /proc/locks: `1: FLOCK  ADVISORY  WRITE 4711 00:1c:12345 0 EOF` (proc_locks(5)).
-fn holder_in(locks: &str, inode: u64) -> Option<u32> {
+fn holder_in(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         if fields.next()? != "FLOCK" {
             return None;
         }
         let pid = fields.nth(2)?;
-        let (_, locked) = fields.next()?.rsplit_once(':')?;
-        (locked.parse() == Ok(inode)).then(|| pid.parse().ok())?
+        (fields.next()? == file).then(|| pid.parse().ok())?
     })
 }
 
-fn require_root() -> Result<()> {
+/// # Errors
+/// When this process does not run as root.
+pub(crate) fn require_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
@@ -186,7 +185,7 @@ mod tests {
         let locks = "1: POSIX  ADVISORY  WRITE 99 fe:00:77 0 EOF\n\
                      2: FLOCK  ADVISORY  WRITE 4711 00:1c:77 0 EOF\n\
                      2: -> FLOCK  ADVISORY  WRITE 4712 00:1c:78 0 EOF\n";
-        assert_eq!(holder_in(locks, 77), Some(4711));
-        assert_eq!(holder_in(locks, 78), None);
+        assert_eq!(holder_in(locks, "00:1c:77"), Some(4711));
+        assert_eq!(holder_in(locks, "00:1d:77"), None);
     }
 }

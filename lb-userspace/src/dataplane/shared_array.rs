@@ -49,13 +49,13 @@ impl<T> SharedArray<T> {
         unsafe { AtomicU64::from_ptr(self.at(index, word * 8, 8).cast().as_ptr()) }
     }
 
-    /// The first four bytes of a value.
+    /// The `half`-th four bytes of a value.
     ///
     /// # Panics
     /// As [`Self::word`].
-    pub(super) fn half(&self, index: u32) -> &AtomicU32 {
+    pub(super) fn half(&self, index: u32, half: u32) -> &AtomicU32 {
         // SAFETY: as above.
-        unsafe { AtomicU32::from_ptr(self.at(index, 0, 4).cast().as_ptr()) }
+        unsafe { AtomicU32::from_ptr(self.at(index, half as usize * 4, 4).cast().as_ptr()) }
     }
 
     fn at(&self, index: u32, offset: usize, size: usize) -> NonNull<u8> {

@@ -88,9 +88,10 @@ pub struct Backend {
 pub fn plan(model: &Model) -> Plan {
     let mut plan = Plan::default();
     for service in model.services() {
-        let mut part = plan_service(model, &service.name);
-        plan.service_ports.append(&mut part.service_ports);
-        plan.problems.append(&mut part.problems);
+        let part = plan_service(model, &service.name);
+        // Not `append`, which rebuilds the whole map.
+        plan.service_ports.extend(part.service_ports);
+        plan.problems.extend(part.problems);
     }
     plan
 }

@@ -224,6 +224,12 @@ impl State {
         }
     }
 
+    /// Whether nothing is served.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.service_ports.is_empty() && self.frontends.is_empty()
+    }
+
     /// Compares the slots of all adopted service ports with what they should be. `read` gives the backend ids in a range.
     /// A difference (an agent was killed between two writes) makes the next [`State::reconcile`] write them anew.
     pub fn verify(&mut self, read: impl Fn(SlotRange) -> Vec<u32>) {

@@ -1,6 +1,6 @@
 //! The writes that bring the maps from what they hold to a plan.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
@@ -92,13 +92,16 @@ impl State {
             self.retire_id(id, &mut removals);
         }
         // What is gone gives room to what comes, so it is looked at first and written last.
+        self.rename_service_ports(plan, &mut result.writes);
         let gone: Vec<_> =
             self.service_ports.keys().filter(|name| !plan.service_ports.contains_key(*name)).cloned().collect();
         for name in gone {
             self.remove_service_port(&name, &mut removals);
         }
+        let losing = self.losing_frontends(plan);
         for (name, wanted) in &plan.service_ports {
-            if let Err(of) = self.update_service_port(name, wanted, &mut result.writes, &mut removals) {
+            let renew = self.service_ports.get(name).is_some_and(|port| losing.contains(&port.id));
+            if let Err(of) = self.update_service_port(name, wanted, renew, &mut result.writes, &mut removals) {
                 result.shortages.push(Shortage { service_port: name.clone(), of });
             }
         }
@@ -107,20 +110,58 @@ impl State {
         result
     }
 
+    /// A port that got another name, or whose Service did, keeps its id, and with it frontends and backends stay untouched.
+    fn rename_service_ports(&mut self, plan: &Plan, writes: &mut Vec<Write>) {
+        let unclaimed: HashMap<u32, ServicePortName> = self
+            .service_ports
+            .iter()
+            .filter(|(name, _)| !plan.service_ports.contains_key(*name))
+            .map(|(name, port)| (port.id, name.clone()))
+            .collect();
+        if unclaimed.is_empty() {
+            return;
+        }
+        for (name, wanted) in &plan.service_ports {
+            if self.service_ports.contains_key(name) {
+                continue;
+            }
+            let old = wanted.frontends.iter().find_map(|frontend| unclaimed.get(self.frontends.get(&key(frontend)?)?));
+            let (Some(old), Some(label)) = (old, label(name)) else { continue };
+            // Gone already when two new ports share out the frontends of an old one.
+            let Some(port) = self.service_ports.remove(old) else { continue };
+            writes.push(Write::Name { service_port: port.id, name: Box::new(label) });
+            self.service_ports.insert(name.clone(), port);
+        }
+    }
+
+    /// Service ports that some frontend does not lead to any more. UDP flows that came by it must not go on, so all
+    /// backends get new ids: a flow asks its backend whether it is current, not its frontend, which costs more.
+    fn losing_frontends(&self, plan: &Plan) -> HashSet<u32> {
+        let mut kept = HashSet::new();
+        for (name, wanted) in &plan.service_ports {
+            let Some(port) = self.service_ports.get(name) else { continue };
+            kept.extend(wanted.frontends.iter().filter_map(|frontend| Some((key(frontend)?, port.id))));
+        }
+        let lost = self.frontends.iter().filter(|&(key, id)| !kept.contains(&(*key, *id)));
+        lost.map(|(_, id)| *id).collect()
+    }
+
     fn update_service_port(
         &mut self,
         name: &ServicePortName,
         wanted: &ServicePortPlan,
+        renew: bool,
         writes: &mut Vec<Write>,
         removals: &mut Vec<Write>,
     ) -> Result<(), Resource> {
         let addresses: Vec<SocketAddrV4> = wanted.backends.iter().filter_map(v4).collect();
         let present = self.service_ports.get(name);
-        if present.is_some_and(|port| port.verified && port.backends.keys().eq(addresses.iter())) {
+        if !renew && present.is_some_and(|port| port.verified && port.backends.keys().eq(addresses.iter())) {
             return Ok(());
         }
-        let added =
-            addresses.iter().filter(|address| present.is_none_or(|port| !port.backends.contains_key(*address))).count();
+        let is_added =
+            |address: &&SocketAddrV4| renew || present.is_none_or(|port| !port.backends.contains_key(*address));
+        let added = addresses.iter().filter(is_added).count();
         let label = label(name).ok_or(Resource::Name)?;
         let is_new = present.is_none();
         let slots = self.make_room(is_new, added, maglev::len_for(addresses.len()), writes)?;
@@ -134,7 +175,11 @@ impl State {
         };
         let mut backends = BTreeMap::new();
         for address in addresses {
-            let id = match port.backends.remove(&address) {
+            let present = port.backends.get(&address).filter(|_| !renew).copied();
+            if present.is_some() {
+                port.backends.remove(&address);
+            }
+            let id = match present {
                 Some(id) => id,
                 None => self.add_backend(address, name, port.id, writes)?,
             };

@@ -53,7 +53,7 @@ impl Kernel {
                 }
             }
             Write::Name { service_port, name } => {
-                assert!(self.names.insert(*service_port, **name).is_none());
+                self.names.insert(*service_port, **name);
             }
             Write::Publish { service_port, slots } => {
                 let old = self.ranges.insert(*service_port, *slots);
@@ -202,6 +202,25 @@ fn a_service_port_for_which_there_is_no_room_is_reported_and_the_others_are_serv
         "default/big:/TCP: not brought up to date: the node has no backends left; run `viaduct cleanup` and start the \
          agent with a larger --max-backends"
     );
+}
+
+#[test]
+fn a_renamed_port_keeps_its_id_and_its_frontends_and_backends_are_not_touched() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    apply(&mut state, &mut kernel, &plan(&[("web", 80, &[1, 2])]));
+    let writes = apply(&mut state, &mut kernel, &plan(&[("web-renamed", 80, &[1, 2])]));
+    assert!(matches!(writes.as_slice(), [Write::Name { service_port: 0, .. }]), "{writes:?}");
+}
+
+#[test]
+fn backends_get_new_ids_when_their_service_port_loses_a_frontend() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    apply(&mut state, &mut kernel, &plan(&[("dns", 53, &[1, 2])]));
+    let before: Vec<_> = kernel.backends.keys().copied().collect();
+    apply(&mut state, &mut kernel, &plan(&[("dns", 54, &[1, 2]), ("other", 53, &[3])]));
+    for id in before {
+        assert_eq!(kernel.backends[&id].state, BackendState::Removed);
+    }
 }
 
 fn any_plan() -> impl Strategy<Value = Plan> {

@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::model::{EndpointSlice, ObjectName, Origin, Problem, Service};
@@ -53,6 +54,8 @@ pub struct Folder {
     dir: PathBuf,
     files: BTreeMap<OsString, File>,
     complete: bool,
+    /// Device and inode of the directory that the files were read from.
+    directory: Option<(u64, u64)>,
 }
 
 /// What is known of one file.
@@ -96,13 +99,19 @@ impl Folder {
     /// A folder of which nothing is known yet. It need not exist.
     #[must_use]
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.into(), files: BTreeMap::new(), complete: false }
+        Self { dir: dir.into(), files: BTreeMap::new(), complete: false, directory: None }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Reads what has changed and returns what the folder holds now.
     #[must_use]
     pub fn read(&mut self) -> Snapshot {
-        let unreadable = match manifest_names(&self.dir) {
+        let unreadable = match self.names() {
             Ok(names) => {
                 self.complete = true;
                 self.read_files(names);
@@ -120,12 +129,28 @@ impl Folder {
         snapshot
     }
 
+    fn names(&mut self) -> io::Result<BTreeSet<OsString>> {
+        let metadata = fs::metadata(&self.dir)?;
+        let directory = Some((metadata.dev(), metadata.ino()));
+        let names = manifest_names(&self.dir)?;
+        if names.is_empty() && !self.files.is_empty() && directory != self.directory {
+            // Made anew, and about to be filled; or a volume went from over it.
+            return Err(io::Error::other("it is another one than before, and empty"));
+        }
+        self.directory = directory;
+        Ok(names)
+    }
+
     fn read_files(&mut self, names: BTreeSet<OsString>) {
         self.files.retain(|name, _| names.contains(name));
         for name in names {
             let path = self.dir.join(&name);
             let file = self.files.entry(name).or_default();
             match read_text(&path) {
+                // A shell that redirects into a file empties it first.
+                Ok(text) if text.trim().is_empty() && file.has_objects() => {
+                    file.fail(&path, "is empty; delete the file to remove its objects".into());
+                }
                 Ok(text) => file.update(&path, &text),
                 Err(message) => file.fail(&path, message),
             }
@@ -195,6 +220,10 @@ impl File {
             self.kept = known;
             self.tell_kept(failure);
         }
+    }
+
+    fn has_objects(&self) -> bool {
+        !self.fresh.is_empty() || !self.kept.is_empty()
     }
 
     /// The file cannot be read.

@@ -1,0 +1,41 @@
+//! Filters at the clsact qdisc. A filter cannot be pinned; the pin holds its program, and tells that a filter with our
+//! priority and handle is there.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{SchedClassifier, TcAttachType};
+
+use super::remove_pin;
+
+/// Our place among the filters of others: what comes first is seen first.
+const PRIORITY: u16 = 49;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Attaches a program, or replaces the one of the filter that is there already.
+pub(super) fn attach(program: &mut SchedClassifier, name: &str, attach_type: TcAttachType, pin: &Path) -> Result<()> {
+    // Fails when the qdisc is there already.
+    let _ = qdisc_add_clsact(name);
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(name, attach_type, TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        Err(_) => program.attach_to_link(filter(name, attach_type)?)?,
+    };
+    // It would detach when dropped, and must outlive this process.
+    std::mem::forget(program.take_link(id)?);
+    remove_pin(pin)?;
+    program.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+    Ok(())
+}
+
+/// Removes our filter. Gone already is as good.
+pub(super) fn detach(name: &str, attach_type: TcAttachType) {
+    // Detaches when dropped.
+    drop(filter(name, attach_type));
+}
+
+/// The filter that we have, or would have, at an interface.
+fn filter(name: &str, attach_type: TcAttachType) -> Result<SchedClassifierLink> {
+    Ok(SchedClassifierLink::attached(name, attach_type, PRIORITY, HANDLE, None)?)
+}
