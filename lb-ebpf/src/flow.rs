@@ -13,7 +13,7 @@ use crate::maps;
 use crate::packet::{Packet, set_mark};
 use crate::reason::service_drop;
 use crate::rewrite::rewrite;
-use crate::select::{is_current, select};
+use crate::select::{Selected, is_current, select};
 
 /// How many choices a new flow has before it is dropped: with two backends of which one cannot be taken, one flow in
 /// 65,536 finds none.
@@ -117,70 +117,91 @@ fn account(packet: &Packet, entry: *mut Flow4) {
 #[inline(always)]
 fn open(packet: &Packet, service_port: u32) -> Result<Tuple4, Reason> {
     let from = packet.tuple;
+    let now = now();
+    let selected = choose(&from, service_port, now)?;
+    let to = from.to(selected.address, selected.port);
+    let mut flow = Flow4 {
+        to: from.swap(),
+        backend: selected.id,
+        generation: selected.generation,
+        service_port,
+        hook: Hook::ToPod,
+        fin: false,
+        reset: false,
+        reserved: Zero::ZERO,
+        last_seen: now,
+        packets: 0,
+        bytes: 0,
+    };
+    add_mirror(&to.swap(), &flow)?;
+    flow.to = to;
+    flow.hook = Hook::FromPod;
+    flow.fin = packet.is_fin();
+    flow.reset = packet.is_reset();
+    flow.packets = 1;
+    flow.bytes = u64::from(packet.len);
+    if !maps::put_flow(&from, &flow) {
+        maps::remove_flow(&to.swap());
+        return Err(Reason::FlowTable);
+    }
+    count_connection(service_port, selected.id);
+    Ok(to)
+}
+
+/// Adds the entry for the replies, over what is left of an earlier one of the same flow.
+#[inline(always)]
+fn add_mirror(key: &Tuple4, mirror: &Flow4) -> Result<(), Reason> {
+    if maps::add_flow(key, mirror) {
+        return Ok(());
+    }
+    if let Some(present) = maps::flow(key) {
+        // SAFETY: a map value, valid for the run of the program.
+        if unsafe { (*present).to } != mirror.to {
+            // Another CPU has opened a flow to the same backend since we looked.
+            return Err(Reason::ReplyTaken);
+        }
+    }
+    if maps::put_flow(key, mirror) { Ok(()) } else { Err(Reason::FlowTable) }
+}
+
+/// The first backend in the sequence of choices whose replies can be told from those of other flows.
+#[inline(always)]
+fn choose(from: &Tuple4, service_port: u32, now: u64) -> Result<Selected, Reason> {
     let slots = maps::slots_of(service_port);
     if slots.len == 0 {
         return Err(Reason::NoBackend);
     }
     let mut refusal = Reason::Hairpin;
     for attempt in 0..ATTEMPTS {
-        let selected = select(&from, slots, attempt).ok_or(Reason::BadSlot)?;
+        let selected = select(from, slots, attempt).ok_or(Reason::BadSlot)?;
         if selected.address == from.source {
             continue;
         }
-        let to = from.to(selected.address, selected.port);
-        let mut flow = Flow4 {
-            to: from.swap(),
-            backend: selected.id,
-            generation: selected.generation,
-            service_port,
-            hook: Hook::ToPod,
-            fin: false,
-            reset: false,
-            reserved: Zero::ZERO,
-            last_seen: now(),
-            packets: 0,
-            bytes: 0,
-        };
-        if !add_mirror(&to.swap(), &flow) {
-            refusal = Reason::ReplyTaken;
-            continue;
+        if replies_are_free(from, &from.to(selected.address, selected.port), now) {
+            return Ok(selected);
         }
-        flow.to = to;
-        flow.hook = Hook::FromPod;
-        flow.fin = packet.is_fin();
-        flow.reset = packet.is_reset();
-        flow.packets = 1;
-        flow.bytes = u64::from(packet.len);
-        if !maps::put_flow(&from, &flow) {
-            maps::remove_flow(&to.swap());
-            return Err(Reason::FlowTable);
-        }
-        count_connection(service_port, selected.id);
-        return Ok(to);
+        refusal = Reason::ReplyTaken;
     }
     Err(refusal)
 }
 
-/// Adds the entry for the replies, unless it would take them away from another flow that is alive: one client port, two
-/// frontends, one backend.
+/// Whether no other flow that is alive owns the replies of `from -> to`: one client port, two frontends, one backend. The
+/// entries of one that is over make room.
 #[inline(always)]
-fn add_mirror(key: &Tuple4, mirror: &Flow4) -> bool {
-    if maps::add_flow(key, mirror) {
-        return true;
-    }
-    let Some(present) = maps::flow(key) else {
-        // Gone since, or the table is full.
-        return maps::put_flow(key, mirror);
-    };
+fn replies_are_free(from: &Tuple4, to: &Tuple4, now: u64) -> bool {
+    let key = to.swap();
+    let Some(present) = maps::flow(&key) else { return true };
     // SAFETY: a map value, valid for the run of the program.
     let present = unsafe { *present };
-    if present.to != mirror.to {
-        if !is_over(key, &present, mirror.last_seen) {
-            return false;
-        }
-        maps::remove_flow(&present.to.swap());
+    if present.to == from.swap() {
+        return true;
     }
-    maps::put_flow(key, mirror)
+    if !is_over(&key, &present, now) {
+        return false;
+    }
+    maps::remove_flow(&present.to.swap());
+    maps::remove_flow(&key);
+    true
 }
 
 /// A client dials a backend directly, under ports with which it has dialled it through a frontend before. The replies are

@@ -56,11 +56,13 @@ pub fn flow(tuple: &Tuple4) -> Option<*mut Flow4> {
     FLOWS_4.get_ptr_mut(tuple)
 }
 
+/// False when there is an entry for the tuple already, or no room.
 #[inline(always)]
 pub fn add_flow(tuple: &Tuple4, flow: &Flow4) -> bool {
     FLOWS_4.insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
 }
 
+/// False when there is no room.
 #[inline(always)]
 pub fn put_flow(tuple: &Tuple4, flow: &Flow4) -> bool {
     FLOWS_4.insert(tuple, flow, u64::from(BPF_ANY)).is_ok()

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use viaduct_tests::Protocol::Tcp;
+use viaduct_tests::deadline::SYNC;
 use viaduct_tests::{
     EndpointSliceManifest, Lab, Node, ServiceManifest, Topology, agent, bulk_http, http_get, needs_root, wait_until,
 };
@@ -64,7 +65,7 @@ const BAD: [(&str, &str, &str); 6] = [
     (
         "6-taken.yaml",
         "apiVersion: v1\nkind: Service\nmetadata: {name: zz-twin}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}",
-        "Service default/zz-twin: 10.96.0.10:80/TCP belongs to Service default/web already",
+        "Service default/zz-twin: spec.clusterIP: 10.96.0.10:80/TCP already belongs to Service default/web",
     ),
 ];
 
@@ -111,10 +112,7 @@ fn each_bad_manifest_gives_one_line_and_the_good_objects_beside_it_work() {
     // What is mended is said to be, and served.
     let mended = BAD[5].1.replace("10.96.0.10", "10.96.0.11");
     lab.manifests().write(BAD[5].0, &mended).unwrap();
-    wait_until("the twin is served", std::time::Duration::from_secs(5), || {
-        agent.log().contains("no longer a problem: ").then_some(())
-    })
-    .unwrap();
+    wait_until("the twin is served", SYNC, || agent.log().contains("no longer a problem: ").then_some(())).unwrap();
 }
 
 #[test]
@@ -126,16 +124,10 @@ fn a_broken_file_does_not_take_a_working_service_away() {
     for name in fs::read_dir(lab.manifests().path()).unwrap() {
         fs::write(name.unwrap().path(), "kind: {").unwrap();
     }
-    wait_until("the agent complains", std::time::Duration::from_secs(5), || {
-        agent.log().contains("keeping").then_some(())
-    })
-    .unwrap();
+    wait_until("the agent complains", SYNC, || agent.log().contains("keeping").then_some(())).unwrap();
     bulk_http(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap(), 20, 2).assert_no_errors();
     fs::remove_dir_all(lab.manifests().path()).unwrap();
-    wait_until("the agent complains", std::time::Duration::from_secs(5), || {
-        agent.log().contains("cannot read the folder").then_some(())
-    })
-    .unwrap();
+    wait_until("the agent complains", SYNC, || agent.log().contains("cannot read the folder").then_some(())).unwrap();
     bulk_http(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap(), 20, 2).assert_no_errors();
 }
 
@@ -209,7 +201,7 @@ fn errors_say_what_is_missing_and_how_to_get_it() {
 
 /// Where nobody may read it: the target folder can be in a home.
 fn viaduct_as_nobody(lab: &Lab) -> Command {
-    let copy = std::env::temp_dir().join(format!("{}-viaduct", lab.name()));
+    let copy = lab.directory().join("viaduct");
     fs::copy(agent::binary().unwrap(), &copy).unwrap();
     let mut command = Command::new(&copy);
     command.uid(65_534).gid(65_534);
@@ -244,4 +236,88 @@ fn tables_and_json_tell_the_same() {
     let status = json(&["status"]);
     assert_eq!(status["agent"]["pid"], agent.pid());
     assert_eq!(status["interfaces"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn cleanup_touches_nothing_that_is_not_on_a_bpf_file_system() {
+    needs_root!();
+    let lab = lab();
+    let data = lab.directory().join("app/v2/data");
+    fs::create_dir_all(&data).unwrap();
+    let refused = error_of(viaduct(lab.node("node1")).arg("cleanup").arg("--bpffs").arg(lab.directory().join("app")));
+    assert!(refused.contains("is not on a BPF file system"), "{refused}");
+    assert!(data.exists());
+}
+
+#[test]
+fn an_emptied_file_or_folder_takes_no_service_away_but_a_deleted_file_does() {
+    needs_root!();
+    let lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let (node, client) = (lab.node("node1"), lab.pod("client").namespace());
+    let web = "10.96.0.10:80".parse().unwrap();
+    let agent = node.start_agent().unwrap();
+    let files: Vec<_> = fs::read_dir(lab.manifests().path()).unwrap().map(|file| file.unwrap().path()).collect();
+    let contents: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    // As a shell does for `kubectl get ... > web.yaml`, before kubectl has said anything.
+    files.iter().for_each(|file| fs::write(file, "").unwrap());
+    let says = |text: &str| {
+        wait_until(text, SYNC, || agent.log().contains(text).then_some(())).unwrap();
+    };
+    says("is empty; delete the file to remove its objects");
+    bulk_http(client, web, 20, 2).assert_no_errors();
+
+    fs::remove_dir_all(lab.manifests().path()).unwrap();
+    fs::create_dir(lab.manifests().path()).unwrap();
+    says("it is another one than before, and empty");
+    bulk_http(client, web, 20, 2).assert_no_errors();
+
+    agent.kill9().unwrap();
+    let mut command = viaduct(node);
+    command.args(["agent", "--pod-interfaces", "veth*", "--max-flows", "65536", "--manifests"]);
+    command.arg(lab.manifests().path()).arg("--bpffs").arg(node.bpffs()).stderr(std::process::Stdio::piped());
+    let mut unready = command.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(unready.stderr.take().unwrap()));
+    let warning = lines.find(|line| line.as_ref().unwrap().contains("the folder holds no objects")).unwrap().unwrap();
+    assert!(warning.contains("run `viaduct cleanup` to serve nothing"), "{warning}");
+    bulk_http(client, web, 20, 2).assert_no_errors();
+
+    files.iter().zip(contents).for_each(|(file, contents)| fs::write(file, contents).unwrap());
+    lines.find(|line| line.as_ref().unwrap().contains("ready")).unwrap().unwrap();
+    files.iter().for_each(|file| fs::remove_file(file).unwrap());
+    node.wait_for(&["service", "list"], "nothing is served", |list| list.as_array().unwrap().is_empty()).unwrap();
+    unready.kill().unwrap();
+    unready.wait().unwrap();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_stop_the_agent() {
+    needs_root!();
+    let lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let node = lab.node("node1");
+    let mut command = viaduct(node);
+    command.args(["agent", "--max-flows", "65536", "--manifests"]).arg(lab.manifests().path());
+    command.arg("--bpffs").arg(node.bpffs()).stderr(fs::File::create("/dev/full").unwrap());
+    let mut agent = command.spawn().unwrap();
+    wait_until("it serves", SYNC, || http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).ok())
+        .unwrap();
+    assert_eq!(agent.try_wait().unwrap(), None);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+#[test]
+fn a_pin_that_somebody_removes_is_put_back() {
+    needs_root!();
+    let mut lab = lab();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    lab.node("node1").start_agent().unwrap();
+    let web = "10.96.0.10:80".parse().unwrap();
+    for link in fs::read_dir(lab.node("node1").bpffs().join("v1/links")).unwrap() {
+        fs::remove_file(link.unwrap().path()).unwrap();
+    }
+    // Any change of interfaces makes the agent look.
+    lab.add_pod("node1", "another").unwrap();
+    wait_until("the client is served again", SYNC, || http_get(lab.pod("client").namespace(), web).ok()).unwrap();
 }

@@ -106,18 +106,18 @@ impl Model {
         let mut touched = BTreeSet::new();
 
         let gone: Vec<_> = self.services.keys().filter(|name| !services.contains_key(*name)).cloned().collect();
-        gone.iter().for_each(|name| touched.append(&mut self.delete_service(name)));
+        gone.iter().for_each(|name| touched.extend(self.delete_service(name)));
         let gone: Vec<_> = self.slices.keys().filter(|name| !slices.contains_key(*name)).cloned().collect();
-        gone.iter().for_each(|name| touched.append(&mut self.delete_slice(name)));
+        gone.iter().for_each(|name| touched.extend(self.delete_slice(name)));
 
         for (name, service) in services {
             if self.services.get(&name) != Some(&service) {
-                touched.append(&mut self.apply_service(service));
+                touched.extend(self.apply_service(service));
             }
         }
         for (name, slice) in slices {
             if self.slices.get(&name) != Some(&slice) {
-                touched.append(&mut self.apply_slice(slice));
+                touched.extend(self.apply_slice(slice));
             }
         }
         touched

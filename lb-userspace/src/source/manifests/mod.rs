@@ -17,6 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::model::{EndpointSlice, ObjectName, Origin, Problem, Service};
 
@@ -54,8 +55,8 @@ pub struct Folder {
     dir: PathBuf,
     files: BTreeMap<OsString, File>,
     complete: bool,
-    /// Device and inode of the directory that the files were read from.
-    directory: Option<(u64, u64)>,
+    /// Device, inode and birth of the directory that the files were read from: an inode alone is soon used again.
+    directory: Option<(u64, u64, Option<SystemTime>)>,
 }
 
 /// What is known of one file.
@@ -131,7 +132,7 @@ impl Folder {
 
     fn names(&mut self) -> io::Result<BTreeSet<OsString>> {
         let metadata = fs::metadata(&self.dir)?;
-        let directory = Some((metadata.dev(), metadata.ino()));
+        let directory = Some((metadata.dev(), metadata.ino(), metadata.created().ok()));
         let names = manifest_names(&self.dir)?;
         if names.is_empty() && !self.files.is_empty() && directory != self.directory {
             // Made anew, and about to be filled; or a volume went from over it.
