@@ -22,8 +22,8 @@ pub(super) struct Arguments {
     /// Name of this node, if not the host's.
     #[arg(long, value_name = "NAME")]
     hostname_override: Option<String>,
-    /// Bit of the packet mark (skb->mark) for packets translated on this node; 0 for none.
-    #[arg(long, value_name = "BIT", default_value = "0x200000", value_parser = mark_bit)]
+    /// Bit of the packet mark (skb->mark) for packets translated on this node, one that nothing else on it uses; 0 for none.
+    #[arg(long, value_name = "BIT", default_value = "0x1000", value_parser = mark_bit)]
     mark: u32,
     /// Seed of backend selection. All nodes of a cluster must have the same.
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_SEED, value_parser = number_64)]
@@ -110,7 +110,7 @@ fn node_name(given: Option<String>) -> Result<String> {
 fn mark_bit(text: &str) -> Result<u32, String> {
     match number_64(text).map(u32::try_from) {
         Ok(Ok(mark)) if mark == 0 || mark.is_power_of_two() => Ok(mark),
-        _ => Err("give one bit of 32, such as 0x200000, or 0".to_owned()),
+        _ => Err("give one bit of 32, such as 0x1000, or 0".to_owned()),
     }
 }
 

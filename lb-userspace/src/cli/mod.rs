@@ -27,7 +27,7 @@ pub struct Command {
 #[derive(Debug, Args)]
 struct Common {
     /// Folder on a BPF file system in which the maps and links of this node are pinned.
-    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/viaduct")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/viaduct", display_order = 100)]
     bpffs: PathBuf,
 }
 
