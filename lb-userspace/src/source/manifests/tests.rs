@@ -299,7 +299,23 @@ fn a_folder_that_vanishes_takes_nothing_along() {
         "cannot read the folder: No such file or directory (os error 2); keeping the 1 objects known from it";
     assert_eq!(problems, [format!("{}: {expected}", path.display())]);
     fs::create_dir(&path).unwrap();
-    assert_eq!(folder.read().services.len(), 0);
+    let empty = folder.read();
+    assert_eq!(empty.services, there.services, "made anew, and not filled yet");
+    assert!(empty.problems[0].to_string().contains("it is another one than before, and empty"));
+    fs::write(path.join("dns.yaml"), service("dns", "10.0.0.2")).unwrap();
+    assert_eq!(folder.read().services.len(), 1, "filled: now it counts");
+    fs::remove_file(path.join("dns.yaml")).unwrap();
+    assert_eq!(folder.read().services.len(), 0, "a deleted file is meant");
+}
+
+#[test]
+fn a_file_that_was_emptied_keeps_its_objects() {
+    let mut lab = Lab::new(&[("a.yaml", &service("web", "10.0.0.1")), ("b.yaml", "")]);
+    assert_eq!(lab.read(), (vec!["default/web".into()], vec![]));
+    lab.write("a.yaml", "\n");
+    let (objects, problems) = lab.read();
+    assert_eq!((objects, problems.len()), (vec!["default/web".into()], 1));
+    assert!(problems[0].contains("is empty; delete the file to remove its objects; keeping"), "{}", problems[0]);
 }
 
 #[test]
