@@ -5,7 +5,7 @@
 //! - [`Maps`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
 //! - [`attach`]: programs on interfaces.
 //!
-//! All `unsafe` of the agent is in [`shared_array`] and [`grace`].
+//! All `unsafe` of the agent is in `shared_array` and `grace`.
 
 pub mod attach;
 mod grace;

@@ -1,4 +1,4 @@
-//! What the kernel's maps hold, and what must be written to make them hold a [`Plan`]. Pure.
+//! What the kernel's maps hold, and what must be written to make them hold a [`crate::plan::Plan`]. Pure.
 //!
 //! [`State`] is read from the maps when the agent starts, not remembered, so a new agent adopts what an old one left,
 //! whatever happened to it. [`State::reconcile`] compares it with a plan and answers with [`Write`]s, in an order in which

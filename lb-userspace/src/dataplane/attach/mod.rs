@@ -1,5 +1,5 @@
-//! The programs on a pod's host-side interface: as pinned TCX links ([`tcx`]), or as clsact filters where the kernel has no
-//! TCX ([`clsact`], before 6.6).
+//! The programs on a pod's host-side interface: as pinned TCX links (`tcx`), or as clsact filters where the kernel has no
+//! TCX (`clsact`, before 6.6).
 //!
 //! What is attached is told by pins, `links/<namespace>-<index>-<program>` or `filters/...`: an interface is known by its
 //! index and the inode of its network namespace, since an index alone means another interface elsewhere.
