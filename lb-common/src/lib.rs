@@ -1,7 +1,7 @@
 //! What the kernel programs and the agent agree on, and the packet logic that both can run.
 //!
 //! - [`abi`]: keys and values of the pinned maps. Changing one of them means a new [`abi::LAYOUT`].
-//! - [`addr`], [`tuple`]: addresses, ports and the direction of a packet.
+//! - [`addr`], [`mod@tuple`]: addresses, ports and the direction of a packet.
 //! - [`hash`]: the mixer behind backend selection; equal on every node of a cluster.
 //! - [`checksum`]: incremental Internet checksums (RFC 1624).
 //! - [`wire`]: the packet headers as they lie in memory.
