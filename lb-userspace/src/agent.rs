@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -65,8 +65,12 @@ async fn exit_when_told(mut signal: Signal) {
 }
 
 async fn serve(options: Options) -> Result<()> {
+    // What is not there at all is more likely mistyped than late; what goes later is waited for.
+    if !options.manifests.is_dir() {
+        bail!("--manifests {}: is not a folder: create it, or name another", options.manifests.display());
+    }
     options.pins.create()?;
-    let _lock = options.pins.lock()?;
+    let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
     // Watch first and read then, or a change in between is lost.
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
     let mut watcher = Watcher::new(&options.manifests);
@@ -269,6 +273,12 @@ impl Agent {
             return;
         }
         self.announced = true;
+        if self.covered.is_empty() {
+            warn!(
+                "no interface matches --pod-interfaces {} so far: no pod is served until one does",
+                options.pod_interfaces.join(",")
+            );
+        }
         info!(
             node = options.node,
             bpffs = %self.pins.root().display(),

@@ -48,10 +48,8 @@ fn describe_node(node: &Node, out: &mut String) {
         let title = format!("{}: viaduct {}", node.name(), arguments.join(" "));
         section(out, &title, &node.viaduct(arguments).unwrap_or_else(|error| format!("{error:#}")));
     }
-    for map in ["FRONTENDS_4", "FRONTENDS_6"] {
-        if let Some(path) = find(node.bpffs(), map) {
-            tell(Command::new("bpftool").args(["map", "dump", "pinned"]).arg(path), out);
-        }
+    if let Some(path) = find(node.bpffs(), "FRONTENDS_4") {
+        tell(Command::new("bpftool").args(["map", "dump", "pinned"]).arg(path), out);
     }
 }
 

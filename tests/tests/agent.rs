@@ -14,7 +14,7 @@ use viaduct_tests::{
 
 /// One node with a client and a backend behind 10.96.0.10:80.
 fn lab() -> Lab {
-    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "backend"]).pcap(false).build().unwrap();
+    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "backend"]).build().unwrap();
     let web = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80);
     lab.manifests().apply(&web).unwrap();
     let slice = EndpointSliceManifest::new("default", "web").port("http", Tcp, 8080).pods([lab.pod("backend")]);
@@ -88,7 +88,7 @@ fn each_bad_manifest_gives_one_line_and_the_good_objects_beside_it_work() {
     }
     let endpoints = "- addresses: [10.9.9.9]\n".repeat(100_000);
     let many = format!(
-        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {{name: many, labels: \
+        "{GOOD}---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {{name: many, labels: \
          {{kubernetes.io/service-name: web}}}}\nports: [{{name: http, port: 8080}}]\nendpoints:\n{endpoints}"
     );
     lab.manifests().write("7-many.yaml", &many).unwrap();
@@ -108,6 +108,7 @@ fn each_bad_manifest_gives_one_line_and_the_good_objects_beside_it_work() {
         assert_eq!(http_get(client, format!("10.96.1.{number}:80").parse().unwrap()).unwrap().backend, "backend");
     }
     assert_eq!(http_get(client, "10.96.0.10:80".parse().unwrap()).unwrap().backend, "backend", "the older twin serves");
+    assert!(node.viaduct(&["service", "list"]).unwrap().contains("10.96.0.20:80"), "the good one beside the many");
 
     // What is mended is said to be, and served.
     let mended = BAD[5].1.replace("10.96.0.10", "10.96.0.11");
@@ -141,7 +142,8 @@ fn cleanup_removes_everything_and_says_what() {
     http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).unwrap();
 
     let refused = error_of(viaduct(node).arg("cleanup").arg("--bpffs").arg(node.bpffs()));
-    assert!(refused.starts_with(&format!("error: another agent (pid {}) works on ", agent.pid())), "{refused}");
+    assert!(refused.starts_with(&format!("error: an agent (pid {}) works on ", agent.pid())), "{refused}");
+    assert!(refused.contains("stop it first"), "{refused}");
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 4, "{removed}");
@@ -160,7 +162,7 @@ fn a_second_agent_on_the_same_folder_is_refused() {
     let first = lab.node("node1").start_agent().unwrap();
     let Err(error) = lab.node("node1").start_agent() else { panic!("it runs") };
     let error = format!("{error:#}");
-    assert!(error.contains(&format!("error: another agent (pid {}) works on ", first.pid())), "{error}");
+    assert!(error.contains(&format!("error: an agent (pid {}) works on ", first.pid())), "{error}");
     assert!(error.contains("--bpffs"), "{error}");
 }
 
@@ -197,6 +199,21 @@ fn errors_say_what_is_missing_and_how_to_get_it() {
     let arguments = ["agent", "--manifests", "/tmp", "--bpffs", "/tmp/not-a-bpffs"];
     assert!(error_of(viaduct(node).args(arguments)).contains("is not on a BPF file system"));
     assert!(error_of(viaduct_as_nobody(&lab).args(arguments)).contains("viaduct needs root"));
+    for (flags, expected) in [
+        (["--manifests", "/tmp/there-is-no-such-folder"], "/tmp/there-is-no-such-folder: is not a folder: create it"),
+        (["--log-level", "banana"], "--log-level banana: give error, warn, info, debug or trace"),
+        (["--pod-interfaces", ""], "give at least one pattern"),
+        (["--mark", "3"], "give one bit of 32"),
+        (["--max-slots", "1000"], "give a power of two"),
+    ] {
+        let mut command = viaduct(node);
+        command.args(["agent", "--bpffs"]).arg(node.bpffs()).args(flags);
+        if flags[0] != "--manifests" {
+            command.args(["--manifests", "/tmp"]);
+        }
+        let error = error_of(&mut command);
+        assert!(error.contains(expected), "{expected} in {error}");
+    }
 }
 
 /// Where nobody may read it: the target folder can be in a home.
@@ -275,15 +292,17 @@ fn an_emptied_file_or_folder_takes_no_service_away_but_a_deleted_file_does() {
     agent.kill9().unwrap();
     let mut command = viaduct(node);
     command.args(["agent", "--pod-interfaces", "veth*", "--max-flows", "65536", "--manifests"]);
-    command.arg(lab.manifests().path()).arg("--bpffs").arg(node.bpffs()).stderr(std::process::Stdio::piped());
+    let log = lab.directory().join("unready.log");
+    command.arg(lab.manifests().path()).arg("--bpffs").arg(node.bpffs()).stderr(fs::File::create(&log).unwrap());
     let mut unready = command.spawn().unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(unready.stderr.take().unwrap()));
-    let warning = lines.find(|line| line.as_ref().unwrap().contains("the folder holds no objects")).unwrap().unwrap();
-    assert!(warning.contains("run `viaduct cleanup` to serve nothing"), "{warning}");
+    let says = |text: &str| {
+        wait_until(text, SYNC, || fs::read_to_string(&log).unwrap().contains(text).then_some(())).unwrap();
+    };
+    says("the folder holds no objects, but this node serves some from before; keeping them");
     bulk_http(client, web, 20, 2).assert_no_errors();
 
     files.iter().zip(contents).for_each(|(file, contents)| fs::write(file, contents).unwrap());
-    lines.find(|line| line.as_ref().unwrap().contains("ready")).unwrap().unwrap();
+    says(" ready ");
     files.iter().for_each(|file| fs::remove_file(file).unwrap());
     node.wait_for(&["service", "list"], "nothing is served", |list| list.as_array().unwrap().is_empty()).unwrap();
     unready.kill().unwrap();

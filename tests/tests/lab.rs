@@ -154,7 +154,7 @@ fn a_lab_of_two_nodes_and_six_pods_comes_up_fast() {
 fn a_panic_in_the_lab_leaves_a_report_and_nothing_else() {
     needs_root!();
     let mut held = HeldLab::start("panic");
-    let pcap = Path::new("/tmp").join(&held.lab).join("node1.pcap0");
+    let pcap = std::env::temp_dir().join(&held.lab).join("node1.pcap0");
     assert!(pcap.exists());
     drop(held.stdin.take());
     let pid = held.child.id();

@@ -59,9 +59,9 @@ pub fn build(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path,
 
 /// The strictest look at the package of the BPF programs that the compiler can take: clippy, or else `cargo check`. Warnings
 /// are errors, by way of the flags, since `cargo check` hands none on; cargo exempts dependencies.
-pub fn lint(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path) -> Result<Command> {
+pub fn lint(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path, features: &[&str]) -> Result<Command> {
     let subcommand = if toolchain.compiler.clippy().is_some() { "clippy" } else { "check" };
-    let mut command = cargo(toolchain, workspace_root, target_dir, subcommand, &[])?;
+    let mut command = cargo(toolchain, workspace_root, target_dir, subcommand, features)?;
     command.env(FLAGS, format!("{}\x1f-Dwarnings", flags(toolchain)?));
     Ok(command)
 }
@@ -86,8 +86,7 @@ fn cargo(
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTUP_AUTO_INSTALL", "0")
         .env(FLAGS, flags(toolchain)?)
-        // The workspace's release profile is tuned for the agent. Here the linker optimises all of the program at once.
-        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        // The linker optimises all of the program at once.
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .args([subcommand, "--package", PACKAGE, "--release", "--target", TARGET, "--target-dir"])
         .arg(target_dir);

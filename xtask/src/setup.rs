@@ -41,10 +41,11 @@ impl Need {
 /// A program that we run, the Debian package it comes in, and what for.
 type Program = (&'static str, &'static str, &'static str);
 
-const LAB: [Program; 4] = [
+const LAB: [Program; 5] = [
     ("ip", "iproute2", "network namespaces, interfaces and routes of the lab"),
     ("bpftool", "bpftool", "reads the pinned maps and programs"),
     ("tcpdump", "tcpdump", "keeps the packets of a failing test"),
+    ("curl", "curl", "asks the demo's services by hand"),
     ("ethtool", "ethtool", "switches the checksum offloads of the lab's interfaces"),
 ];
 const KERNELS: [Program; 4] = [

@@ -65,7 +65,7 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         suite.check("clippy", cargo("clippy").args(["--workspace", "--all-targets", "--", "-D", "warnings"]))?;
         suite.step("lint-bpf", lint_bpf)?;
         match setup::find("cargo-deny") {
-            Some(_) => suite.check("deny", cargo("deny").args(["check", "licenses", "bans"]))?,
+            Some(_) => suite.check("deny", cargo("deny").args(["check", "licenses", "bans", "sources"]))?,
             None => suite.skip("deny", "cargo-deny is not installed (cargo install cargo-deny)"),
         }
     }
@@ -85,6 +85,13 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
     if options.filter.is_some() {
         return Ok(());
     }
+    for (name, topology) in [("demo", "routed"), ("demo-bridge", "bridge")] {
+        let mut demo = cargo("run");
+        demo.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-tests", "--bin", "viaduct-demo", "--"]);
+        suite.check(name, demo.args(["--json", "--topology", topology]))?;
+    }
+    // Without `--bench` criterion runs each bench once.
+    suite.check("benches", cargo("test").args(["--package", "viaduct-bench", "--benches"]))?;
     suite.tests("doc-tests", cargo("test").args(["--workspace", "--doc", "--no-fail-fast"]))?;
     suite.check("doc", cargo("doc").env("RUSTDOCFLAGS", "-D warnings").args(["--workspace", "--no-deps"]))?;
     suite.kernels(options)
@@ -92,8 +99,13 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
 
 /// The programs for the kernel are linted for the kernel's machine too: what is only compiled there is not seen above.
 fn lint_bpf(log: &Path) -> Result<bool> {
-    let target_dir = target_dir().join("bpf-lint");
-    logged(&mut ebpf::lint(&BpfToolchain::find()?, &xtask::workspace_root(), &target_dir)?, log)
+    let (toolchain, root, target_dir) = (BpfToolchain::find()?, xtask::workspace_root(), target_dir().join("bpf-lint"));
+    for features in [&[][..], &["count-lookups"]] {
+        if !logged(&mut ebpf::lint(&toolchain, &root, &target_dir, features)?, log)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Runs steps and keeps the score.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lb_common::hash::DEFAULT_SEED;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::agent::{self, Options};
 use crate::dataplane::{Pins, Settings, Sizes};
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
     /// Interfaces that lead to pods: names with * and ?, separated by commas.
-    #[arg(long, value_name = "PATTERNS", value_delimiter = ',', default_value = "veth*,cali*,lxc*")]
+    #[arg(long, value_name = "PATTERNS", value_delimiter = ',', default_value = "veth*,cali*,lxc*", value_parser = pattern)]
     pod_interfaces: Vec<String>,
     /// Name of this node, if not the host's.
     #[arg(long, value_name = "NAME")]
@@ -66,7 +67,7 @@ impl Arguments {
             pins,
             node: node_name(self.hostname_override)?,
             manifests: self.manifests,
-            pod_interfaces: self.pod_interfaces.iter().map(|pattern| pattern.trim().to_owned()).collect(),
+            pod_interfaces: self.pod_interfaces,
             sizes: Sizes {
                 limits: Limits {
                     frontends: self.max_frontends,
@@ -81,8 +82,12 @@ impl Arguments {
     }
 
     fn start_logging(&self) -> Result<()> {
-        let filter = EnvFilter::try_new(&self.log_level)
-            .with_context(|| format!("--log-level {}: try info or debug", self.log_level))?;
+        let invalid = || format!("--log-level {}: give error, warn, info, debug or trace", self.log_level);
+        // A bare word that is no level would be taken for the name of a module, and silence all others.
+        for directive in self.log_level.split(',').filter(|directive| !directive.contains('=')) {
+            directive.trim().parse::<LevelFilter>().with_context(invalid)?;
+        }
+        let filter = EnvFilter::try_new(&self.log_level).with_context(invalid)?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A log that cannot be written (a full disk, a reader that is gone) is no reason to stop serving.
         let builder = builder.log_internal_errors(false);
@@ -105,6 +110,13 @@ fn node_name(given: Option<String>) -> Result<String> {
         bail!("this node has no name: give one with --hostname-override");
     }
     Ok(name)
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("give at least one pattern, such as veth*".to_owned()),
+        pattern => Ok(pattern.to_owned()),
+    }
 }
 
 fn mark_bit(text: &str) -> Result<u32, String> {

@@ -23,7 +23,7 @@ pub(super) fn run(pins: &Pins, format: Format) -> Result<()> {
     let mut removed = Vec::new();
     if pins.root().exists() {
         // An agent that still runs would go on writing to maps that nobody reads.
-        let lock = pins.lock()?;
+        let lock = pins.lock("")?;
         for (mechanism, attached) in attach::attached(pins) {
             attach::detach(mechanism, &attached)?;
             removed.push(Removed { path: attached.pin.display().to_string(), what: "attached program" });

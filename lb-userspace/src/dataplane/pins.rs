@@ -125,20 +125,17 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes the lock of an agent.
+    /// Takes the lock of an agent. `advice` ends the message when another process has it.
     ///
     /// # Errors
     /// When another process has it.
-    pub fn lock(&self) -> Result<Lock> {
+    pub fn lock(&self, advice: &str) -> Result<Lock> {
         let folder = File::open(&self.root).with_context(|| format!("cannot open {}", self.root.display()))?;
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
             Ok(folder) => Ok(Lock { _folder: folder }),
             Err((_, Errno::EWOULDBLOCK)) => {
                 let holder = self.holder().map_or_else(String::new, |pid| format!(" (pid {pid})"));
-                bail!(
-                    "another agent{holder} works on {}: stop it first, or give this one a folder of its own with --bpffs",
-                    self.root.display()
-                )
+                bail!("an agent{holder} works on {}: stop it first{advice}", self.root.display())
             }
             Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", self.root.display())),
         }

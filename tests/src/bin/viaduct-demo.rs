@@ -20,8 +20,8 @@ use viaduct_tests::{Lab, Tally, Topology, agent, bulk_http, bulk_udp, chi_square
 #[command(name = "viaduct-demo", bin_name = "cargo xtask demo")]
 struct Arguments {
     /// Requests per client and service
-    #[arg(long, default_value_t = 2000)]
-    requests: usize,
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    requests: u32,
     /// How the nodes connect their pods
     #[arg(long, value_enum, default_value_t = Connection::Routed)]
     topology: Connection,
@@ -109,11 +109,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
     lab.start_agents()?;
     eprintln!("the agents are ready after {:.1?}; sending requests", start.elapsed());
 
-    let rows = send_requests(&lab, arguments.requests)?;
+    let requests = usize::try_from(arguments.requests)?;
+    let rows = send_requests(&lab, requests)?;
     let verdicts = [judge(WEB, &rows, &lab), judge(DNS, &rows, &lab)];
     let mut good = verdicts.iter().all(Verdict::is_good);
     if arguments.json {
-        println!("{:#}", as_json(arguments.requests, &rows, &verdicts, good));
+        println!("{:#}", as_json(requests, &rows, &verdicts, good));
     } else {
         print!("{}", table(&rows, &lab));
         if let Err(error) = show_tables(&lab) {
@@ -177,7 +178,8 @@ fn judge((service, address): (&'static str, &'static str), rows: &[Row], lab: &L
     errors.extend(strangers.map(|name| format!("'{name}' answered, which is no backend")));
     errors.append(&mut total.errors);
     let counts = total.counts(BACKENDS.map(|(name, _)| name));
-    Verdict { service, address, evenness: chi_squared(&counts), counts, errors }
+    let choices = total.choices(BACKENDS.map(|(name, _)| name));
+    Verdict { service, address, evenness: chi_squared(&choices), counts, errors }
 }
 
 impl Verdict {
@@ -269,7 +271,7 @@ fn print_tour(lab: &Lab) -> Result<()> {
     let (viaduct, bpffs) = (viaduct.display(), node.bpffs().display());
     let (inside_node, inside_client) = (node.namespace().path(), client.namespace().path());
     println!("\nEverything runs until you press Ctrl-C. From another shell, as root:");
-    println!("  {viaduct} status --bpffs {bpffs}");
+    println!("  nsenter --net={} {viaduct} status --bpffs {bpffs}", inside_node.display());
     println!("  {viaduct} flow list --bpffs {bpffs}");
     println!("  bpftool map show; ls -R {bpffs}");
     println!("  nsenter --net={} curl -s http://{}/", inside_client.display(), WEB.1);

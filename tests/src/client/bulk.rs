@@ -1,6 +1,6 @@
 //! Many connections or exchanges from one namespace, counted by who answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -22,6 +22,8 @@ pub struct Tally {
     pub backends: BTreeMap<String, u64>,
     /// Answers by the client address that the server saw.
     pub peers: BTreeMap<IpAddr, u64>,
+    /// The sockets from which requests came, by the server that answered the last one of each.
+    pub sockets: HashMap<SocketAddr, String>,
     /// What went wrong, a line per request.
     pub errors: Vec<String>,
     /// From the first request to the last answer.
@@ -46,6 +48,13 @@ impl Tally {
         backends.into_iter().map(|name| self.backends.get(name).copied().unwrap_or(0)).collect()
     }
 
+    /// How many different client sockets each of `backends` answered: each is one independent choice of a backend. Requests
+    /// are not, since a port that is used again leads to the same backend again.
+    #[must_use]
+    pub fn choices<'a>(&self, backends: impl IntoIterator<Item = &'a str>) -> Vec<u64> {
+        backends.into_iter().map(|name| self.sockets.values().filter(|server| *server == name).count() as u64).collect()
+    }
+
     /// Adds another run's results to this one's.
     pub fn add(&mut self, other: Self) {
         for (backend, count) in other.backends {
@@ -54,6 +63,7 @@ impl Tally {
         for (peer, count) in other.peers {
             *self.peers.entry(peer).or_default() += count;
         }
+        self.sockets.extend(other.sockets);
         self.errors.extend(other.errors);
         self.took = self.took.max(other.took);
     }
@@ -72,6 +82,7 @@ impl Tally {
     fn count(&mut self, outcome: Result<(String, SocketAddr)>) {
         match outcome {
             Ok((backend, peer)) => {
+                self.sockets.insert(peer, backend.clone());
                 *self.backends.entry(backend).or_default() += 1;
                 *self.peers.entry(peer.ip()).or_default() += 1;
             }

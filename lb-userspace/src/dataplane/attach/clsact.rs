@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use nix::errno::Errno;
 
 use super::remove_pin;
 
@@ -15,18 +16,25 @@ const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Attaches a program, or replaces the one of the filter that is there already.
 pub(super) fn attach(program: &mut SchedClassifier, name: &str, attach_type: TcAttachType, pin: &Path) -> Result<()> {
-    // Fails when the qdisc is there already.
-    let _ = qdisc_add_clsact(name);
+    match qdisc_add_clsact(name) {
+        Err(error) if !is_there(&error) => return Err(error).context("cannot add the clsact qdisc"),
+        _ => {}
+    }
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(name, attach_type, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
-        Err(_) => program.attach_to_link(filter(name, attach_type)?)?,
+        Err(ProgramError::TcError(error)) if is_there(&error) => program.attach_to_link(filter(name, attach_type)?)?,
+        Err(error) => return Err(error.into()),
     };
     // It would detach when dropped, and must outlive this process.
     std::mem::forget(program.take_link(id)?);
     remove_pin(pin)?;
     program.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;
     Ok(())
+}
+
+fn is_there(error: &TcError) -> bool {
+    matches!(error, TcError::NetlinkError(error) if error.raw_os_error() == Some(Errno::EEXIST as i32))
 }
 
 /// Removes our filter. Gone already is as good.
