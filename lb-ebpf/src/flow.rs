@@ -23,6 +23,11 @@ const ATTEMPTS: u32 = 16;
 const TCP_IDLE: u64 = 86_400_000_000_000;
 const UDP_IDLE: u64 = 180_000_000_000;
 
+/// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror. A table of the
+/// default size turns over in no less than a few tenths of a second.
+const MIRROR_PAUSE: u64 = 50_000_000;
+const MIRROR_PACKETS: u64 = 64;
+
 #[inline(always)]
 fn now() -> u64 {
     // SAFETY: has no preconditions.
@@ -39,11 +44,14 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
             // The reply to a client of this node, which is translated where it reaches the client.
             return Ok(());
         }
-        if may_go_on(packet, &flow) {
-            return follow(ctx, packet, entry, &flow.to);
+        let now = now();
+        if may_go_on(packet, &flow) && (!is_mirror_due(&flow, now) || keep_mirror(&packet.tuple, &flow, now)) {
+            account(packet, entry, now);
+            rewrite(ctx, packet, &flow.to)?;
+            set_mark(ctx);
+            return Ok(());
         }
-        maps::remove_flow(&flow.to.swap());
-        maps::remove_flow(&packet.tuple);
+        remove_pair(&packet.tuple, &flow);
     }
     let key = FrontendKey4 {
         address: packet.tuple.destination,
@@ -72,7 +80,7 @@ pub fn to_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
     if flow.hook != Hook::ToPod {
         return Ok(());
     }
-    account(packet, entry);
+    account(packet, entry, now());
     rewrite(ctx, packet, &flow.to)
 }
 
@@ -87,21 +95,54 @@ fn may_go_on(packet: &Packet, flow: &Flow4) -> bool {
     }
 }
 
+/// Whether to see after the mirror: a full table evicts the two halves of a flow one by one, and without its mirror no reply
+/// would be translated. The mirror of a flow in use is in use itself, so only now and then, and after a pause.
 #[inline(always)]
-fn follow(ctx: &TcContext, packet: &Packet, entry: *mut Flow4, to: &Tuple4) -> Result<(), Reason> {
-    account(packet, entry);
-    rewrite(ctx, packet, to)?;
-    set_mark(ctx);
-    Ok(())
+const fn is_mirror_due(flow: &Flow4, now: u64) -> bool {
+    now.saturating_sub(flow.last_seen) > MIRROR_PAUSE || flow.packets % MIRROR_PACKETS == 0
+}
+
+/// Puts the mirror back if it was evicted. False: another flow has the replies by now.
+#[inline(always)]
+fn keep_mirror(from: &Tuple4, flow: &Flow4, now: u64) -> bool {
+    let key = flow.to.swap();
+    if let Some(present) = maps::flow(&key) {
+        // SAFETY: a map value, valid for the run of the program.
+        return unsafe { (*present).to } == from.swap();
+    }
+    let mirror = Flow4 {
+        to: from.swap(),
+        hook: Hook::ToPod,
+        fin: false,
+        reset: false,
+        last_seen: now,
+        packets: 0,
+        bytes: 0,
+        ..*flow
+    };
+    maps::add_flow(&key, &mirror)
+}
+
+/// Removes a flow, and its mirror unless that belongs to another flow.
+#[inline(always)]
+fn remove_pair(from: &Tuple4, flow: &Flow4) {
+    let key = flow.to.swap();
+    if let Some(present) = maps::flow(&key) {
+        // SAFETY: a map value, valid for the run of the program.
+        if unsafe { (*present).to } == from.swap() {
+            maps::remove_flow(&key);
+        }
+    }
+    maps::remove_flow(from);
 }
 
 /// Counts are exact while the packets of one direction arrive on one CPU at a time, which is what receive steering does.
 #[inline(always)]
-fn account(packet: &Packet, entry: *mut Flow4) {
+fn account(packet: &Packet, entry: *mut Flow4, now: u64) {
     // SAFETY: a map value, valid for the run of the program. It may meanwhile belong to another flow (LRU): then that
     // one's counters are off by a packet.
     unsafe {
-        (*entry).last_seen = now();
+        (*entry).last_seen = now;
         (*entry).packets += 1;
         (*entry).bytes += u64::from(packet.len);
         if packet.is_fin() {

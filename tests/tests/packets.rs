@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
-use aya::maps::Array;
-use lb_common::abi::Reason;
+use aya::maps::{Array, HashMap, Map, MapData};
+use lb_common::abi::{Hook, Reason};
 use lb_common::hash;
 use lb_common::{Protocol, Tuple4};
 use viaduct_tests::datapath::{Datapath, Input, MARK, Output, SEED, Verdict};
@@ -206,6 +206,73 @@ fn is_unsupported(error: &anyhow::Error) -> bool {
 }
 
 #[test]
+fn a_request_that_reaches_a_pod_untranslated_is_left_alone() {
+    needs_root!();
+    let mut datapath = datapath();
+    let request = packet::udp(at(CLIENT), at(VIP), b"");
+    datapath.from_pod(request.clone()).unwrap();
+    assert_eq!(datapath.to_pod(request.clone()).unwrap(), passed(request, 0), "its flow applies at another hook");
+}
+
+#[test]
+fn a_flow_that_lost_its_mirror_gets_it_back() {
+    needs_root!();
+    for build in [FIRST_PACKETS[1].1, FIRST_PACKETS[2].1] {
+        let mut datapath = datapath();
+        let backend = destination(&datapath.from_pod(build(at(CLIENT), at(VIP))).unwrap().frame);
+        let mut flows = flow_table(&datapath);
+        for (key, flow) in datapath.maps.flows().unwrap() {
+            if flow.hook == Hook::ToPod {
+                flows.remove(&zerocopy::transmute!(key)).unwrap();
+            }
+        }
+        // The mirror is seen after when there was a pause, not with every packet.
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        let next = datapath.from_pod(build(at(CLIENT), at(VIP))).unwrap();
+        assert_eq!(destination(&next.frame), backend);
+        let reply = datapath.to_pod(build(backend, at(CLIENT))).unwrap();
+        assert_eq!(reply, passed(build(at(VIP), at(CLIENT)), 0));
+    }
+}
+
+#[test]
+fn a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back() {
+    needs_root!();
+    let now = u64::try_from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec()).unwrap();
+    if now < 200 {
+        println!(
+            "SKIPPED a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back: up for {now} s only"
+        );
+        return;
+    }
+    for (idle_halves, expected) in
+        [(vec![Hook::FromPod], Verdict::Drop), (vec![Hook::FromPod, Hook::ToPod], Verdict::Pass)]
+    {
+        let mut datapath = Datapath::new().unwrap();
+        let other_vip = at("10.96.0.11:80");
+        datapath.serve("dns", Protocol::Udp, at(VIP), &[at(BACKENDS[0])]).unwrap();
+        datapath.serve("dns-too", Protocol::Udp, other_vip, &[at(BACKENDS[0])]).unwrap();
+        datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
+        let mut flows = flow_table(&datapath);
+        for (key, mut flow) in datapath.maps.flows().unwrap() {
+            if idle_halves.contains(&flow.hook) {
+                flow.last_seen = 0;
+                let (key, flow): ([u8; 16], [u8; 56]) = (zerocopy::transmute!(key), zerocopy::transmute!(flow));
+                flows.insert(key, flow, 0).unwrap();
+            }
+        }
+        let other = datapath.from_pod(packet::udp(at(CLIENT), other_vip, b"")).unwrap();
+        assert_eq!(other.verdict, expected, "idle: {idle_halves:?}");
+    }
+}
+
+/// The flow table, for taking entries out and changing them.
+fn flow_table(datapath: &Datapath) -> HashMap<MapData, [u8; 16], [u8; 56]> {
+    let map = MapData::from_pin(datapath.pins().map("FLOWS_4")).unwrap();
+    HashMap::try_from(Map::from_map_data(map).unwrap()).unwrap()
+}
+
+#[test]
 fn a_packet_that_carries_the_mark_is_not_looked_at_again_on_its_way_to_a_pod() {
     needs_root!();
     let mut datapath = datapath();
@@ -330,13 +397,17 @@ fn a_backend_id_that_was_given_to_another_address_is_not_mistaken_for_the_old_on
     let mut datapath = Datapath::new().unwrap();
     datapath.serve("dns", Protocol::Udp, at(VIP), &[at(BACKENDS[0])]).unwrap();
     datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-    // Enough changes for the id to come round.
-    for number in 0..10_000_u16 {
-        let other = SocketAddr::from(([10, 244, 3, 1], 1024 + number));
-        datapath.serve("dns", Protocol::Udp, at(VIP), &[other]).unwrap();
-        let sent = datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-        assert_eq!(destination(&sent.frame), other);
-    }
+    let id = datapath.maps.flows().unwrap()[0].1.backend;
+    // Changes until the id has come round, while the client is silent.
+    let mut others = (1024..20_000).map(|port| SocketAddr::from(([10, 244, 3, 1], port)));
+    let other = others
+        .find(|other| {
+            datapath.serve("dns", Protocol::Udp, at(VIP), &[*other]).unwrap();
+            datapath.maps.backend(id).unwrap().port == other.port()
+        })
+        .expect("the id was given out again");
+    let sent = datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
+    assert_eq!(destination(&sent.frame), other);
 }
 
 #[test]

@@ -290,6 +290,20 @@ fn killing_the_agent_during_traffic_loses_nothing_and_its_successor_has_nothing_
 }
 
 #[test]
+fn a_flow_table_that_is_far_too_small_loses_no_exchange() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Routed, true);
+    for node in cluster.lab.nodes() {
+        node.start_agent_with(&["--max-flows", "8192"]).unwrap();
+    }
+    // Ports come round while entries of their last use are in the table, one half of them or both.
+    let udp = cluster.both(|client| bulk_udp(client, at(DNS), 60_000, 8));
+    udp.assert_no_errors();
+    let tcp = cluster.both(|client| bulk_http(client, at(WEB), 20_000, 8));
+    tcp.assert_no_errors();
+}
+
+#[test]
 fn the_datapath_goes_on_when_the_agent_is_told_to_stop_and_it_stops_within_a_second() {
     needs_root!();
     let cluster = Cluster::new(Topology::Bridge, true);

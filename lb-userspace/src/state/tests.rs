@@ -223,6 +223,19 @@ fn backends_get_new_ids_when_their_service_port_loses_a_frontend() {
     }
 }
 
+#[test]
+fn backends_and_slots_are_used_again_behind_a_grace_period_only() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    let mut graces = 0;
+    for round in 0..8 {
+        // Frontends stay as they are: these would bring grace periods of their own.
+        let backends: [u8; 5] = if round % 2 == 0 { [1, 2, 3, 4, 5] } else { [6, 7, 8, 9, 10] };
+        let writes = apply(&mut state, &mut kernel, &plan(&[("web", 80, &backends)]));
+        graces += writes.iter().filter(|write| **write == Write::Grace).count();
+    }
+    assert!(graces > 0, "sixteen backends are enough for three rounds");
+}
+
 fn any_plan() -> impl Strategy<Value = Plan> {
     let service = (1_u16..4, prop::collection::btree_set(1_u8..6, 0..5));
     prop::collection::btree_map("[a-d]", service, 0..4).prop_map(|services| {
