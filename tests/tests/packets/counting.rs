@@ -1,0 +1,110 @@
+//! Drops and their reasons, counters, and the cost in map look-ups.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use aya::maps::Array;
+use lb_common::Protocol;
+use lb_common::abi::Reason;
+use viaduct_tests::datapath::{Datapath, Input, MARK, Output, Verdict};
+use viaduct_tests::needs_root;
+use viaduct_tests::packet::{self, TcpFlags};
+
+use super::{BACKENDS, CLIENT, VIP, at, backends, count, datapath, destination, tuple};
+
+#[test]
+fn what_cannot_be_served_is_dropped_and_counted_by_its_reason() {
+    needs_root!();
+    let mut datapath = Datapath::new().unwrap();
+    let syn = || packet::tcp(at(CLIENT), at(VIP), TcpFlags::SYN, b"");
+
+    datapath.serve("web", Protocol::Tcp, at(VIP), &[]).unwrap();
+    assert_eq!(datapath.from_pod(syn()).unwrap(), Output { verdict: Verdict::Drop, frame: syn(), mark: 0 });
+    assert_eq!(count(&datapath, Reason::NoBackend), 1);
+
+    datapath.serve("web", Protocol::Tcp, at(VIP), &[SocketAddr::new(at(CLIENT).ip(), 8080)]).unwrap();
+    assert_eq!(datapath.from_pod(syn()).unwrap().verdict, Verdict::Drop);
+    assert_eq!(count(&datapath, Reason::Hairpin), 1);
+
+    datapath.serve("web", Protocol::Tcp, at(VIP), &[at(BACKENDS[0])]).unwrap();
+    datapath.serve("web-too", Protocol::Tcp, at("10.96.0.11:80"), &[at(BACKENDS[0])]).unwrap();
+    assert_eq!(datapath.from_pod(syn()).unwrap().verdict, Verdict::Pass);
+    let too = packet::tcp(at(CLIENT), at("10.96.0.11:80"), TcpFlags::SYN, b"");
+    assert_eq!(datapath.from_pod(too).unwrap().verdict, Verdict::Drop);
+    assert_eq!(count(&datapath, Reason::ReplyTaken), 1);
+
+    let mut malformed = syn();
+    malformed[14] = 0x44;
+    assert_eq!(datapath.from_pod(malformed).unwrap().verdict, Verdict::Pass);
+    assert_eq!(count(&datapath, Reason::Malformed), 1);
+
+    let mut fragment = syn();
+    fragment[21] = 1;
+    assert_eq!(datapath.from_pod(fragment).unwrap().verdict, Verdict::Pass);
+    assert_eq!(count(&datapath, Reason::Fragment), 1);
+}
+
+#[test]
+fn a_slot_that_names_an_unused_backend_drops_the_packet() {
+    needs_root!();
+    use lb_userspace::state::Write;
+    let mut datapath = Datapath::new().unwrap();
+    datapath.serve("web", Protocol::Tcp, at(VIP), &[at(BACKENDS[0])]).unwrap();
+    datapath.maps.write(&[Write::Slots { start: 0, ids: vec![4000] }]).unwrap();
+    let syn = packet::tcp(at(CLIENT), at(VIP), TcpFlags::SYN, b"");
+    assert_eq!(datapath.from_pod(syn).unwrap().verdict, Verdict::Drop);
+    assert_eq!(count(&datapath, Reason::BadSlot), 1);
+}
+
+#[test]
+fn flows_and_connections_are_counted() {
+    needs_root!();
+    let mut datapath = datapath();
+    let request = packet::tcp(at(CLIENT), at(VIP), TcpFlags::SYN, b"");
+    let backend = destination(&datapath.from_pod(request.clone()).unwrap().frame);
+    datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::ACK, b"data")).unwrap();
+    datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"")).unwrap();
+    let flows = datapath.maps.flows().unwrap();
+    let forward = tuple(at(CLIENT), at(VIP), Protocol::Tcp);
+    let flow = flows.iter().find(|(key, _)| *key == forward).unwrap().1;
+    assert_eq!((flow.packets, flow.bytes), (2, 40 + 44));
+    let mirror = flows.iter().find(|(key, _)| *key == flow.to.swap()).unwrap().1;
+    assert_eq!((mirror.packets, mirror.bytes), (1, 40));
+    assert_eq!(mirror.to, forward.swap());
+    assert_eq!(datapath.maps.service_stats(flow.service_port).unwrap().connections, 1);
+    assert_eq!(datapath.maps.backend_stats(flow.backend).unwrap().connections, 1);
+}
+
+/// The programs as they are, but for a counter in the one module that looks into maps.
+static COUNTING: &[u8] = aya::include_bytes_aligned!(env!("VIADUCT_COUNTING_OBJECT"));
+
+#[test]
+fn an_established_tcp_packet_costs_one_map_look_up() {
+    needs_root!();
+    let mut datapath = Datapath::with_object(COUNTING).unwrap();
+    datapath.serve("web", Protocol::Tcp, at(VIP), &backends()).unwrap();
+    let syn = datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::SYN, b"")).unwrap();
+    let backend = destination(&syn.frame);
+    let data = |from, to| packet::tcp(from, to, TcpFlags::ACK, b"data");
+
+    let before = look_ups(&mut datapath).unwrap();
+    assert!(before > 1, "a new connection costs several: the counter counts");
+    datapath.from_pod(data(at(CLIENT), at(VIP))).unwrap();
+    assert_eq!(look_ups(&mut datapath).unwrap() - before, 1, "from the pod");
+    datapath.to_pod(data(backend, at(CLIENT))).unwrap();
+    assert_eq!(look_ups(&mut datapath).unwrap() - before, 2, "to the pod");
+    datapath.from_pod(data(backend, at(CLIENT))).unwrap();
+    assert_eq!(look_ups(&mut datapath).unwrap() - before, 3, "the reply where a local backend sends it");
+    let marked = Input { mark: MARK, ..data(at(CLIENT), backend).into() };
+    datapath.to_pod(marked).unwrap();
+    assert_eq!(look_ups(&mut datapath).unwrap() - before, 3, "the request where a local backend gets it");
+    datapath.from_pod(data(at(CLIENT), at("10.244.9.9:1"))).unwrap();
+    assert_eq!(look_ups(&mut datapath).unwrap() - before, 5, "a packet for no service costs two misses");
+    datapath.from_pod(packet::tcp(at(CLIENT), at("10.244.9.9:1"), TcpFlags::SYN, b"")).unwrap();
+    assert_eq!(look_ups(&mut datapath).unwrap() - before, 8, "and a SYN one more");
+}
+
+fn look_ups(datapath: &mut Datapath) -> Result<u64> {
+    let globals = datapath.object().ebpf().map(".bss").context("the object has no .bss")?;
+    Ok(Array::<_, u64>::try_from(globals)?.get(&0, 0)?)
+}

@@ -1,0 +1,142 @@
+//! Client ports that are used again, and halves of flows that are lost.
+
+use std::net::SocketAddr;
+
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::Protocol;
+use lb_common::abi::{Hook, Reason};
+use viaduct_tests::datapath::{Datapath, Verdict};
+use viaduct_tests::needs_root;
+use viaduct_tests::packet::{self, TcpFlags};
+
+use super::{BACKENDS, CLIENT, FIRST_PACKETS, VIP, at, backends, count, datapath, destination, passed};
+
+#[test]
+fn a_flow_that_lost_its_mirror_gets_it_back() {
+    needs_root!();
+    for build in [FIRST_PACKETS[1].1, FIRST_PACKETS[2].1] {
+        let mut datapath = datapath();
+        let backend = destination(&datapath.from_pod(build(at(CLIENT), at(VIP))).unwrap().frame);
+        let mut flows = flow_table(&datapath);
+        for (key, flow) in datapath.maps.flows().unwrap() {
+            if flow.hook == Hook::ToPod {
+                flows.remove(&zerocopy::transmute!(key)).unwrap();
+            }
+        }
+        // The mirror is seen after when there was a pause, not with every packet.
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        let next = datapath.from_pod(build(at(CLIENT), at(VIP))).unwrap();
+        assert_eq!(destination(&next.frame), backend);
+        let reply = datapath.to_pod(build(backend, at(CLIENT))).unwrap();
+        assert_eq!(reply, passed(build(at(VIP), at(CLIENT)), 0));
+    }
+}
+
+#[test]
+fn a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back() {
+    needs_root!();
+    let now = u64::try_from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec()).unwrap();
+    if now < 200 {
+        println!(
+            "SKIPPED a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back: up for {now} s only"
+        );
+        return;
+    }
+    for (idle_halves, expected) in
+        [(vec![Hook::FromPod], Verdict::Drop), (vec![Hook::FromPod, Hook::ToPod], Verdict::Pass)]
+    {
+        let mut datapath = Datapath::new().unwrap();
+        let other_vip = at("10.96.0.11:80");
+        datapath.serve("dns", Protocol::Udp, at(VIP), &[at(BACKENDS[0])]).unwrap();
+        datapath.serve("dns-too", Protocol::Udp, other_vip, &[at(BACKENDS[0])]).unwrap();
+        datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
+        let mut flows = flow_table(&datapath);
+        for (key, mut flow) in datapath.maps.flows().unwrap() {
+            if idle_halves.contains(&flow.hook) {
+                flow.last_seen = 0;
+                let (key, flow): ([u8; 16], [u8; 56]) = (zerocopy::transmute!(key), zerocopy::transmute!(flow));
+                flows.insert(key, flow, 0).unwrap();
+            }
+        }
+        let other = datapath.from_pod(packet::udp(at(CLIENT), other_vip, b"")).unwrap();
+        assert_eq!(other.verdict, expected, "idle: {idle_halves:?}");
+    }
+}
+
+/// The flow table, for taking entries out and changing them.
+fn flow_table(datapath: &Datapath) -> HashMap<MapData, [u8; 16], [u8; 56]> {
+    let map = MapData::from_pin(datapath.pins().map("FLOWS_4")).unwrap();
+    HashMap::try_from(Map::from_map_data(map).unwrap()).unwrap()
+}
+
+#[test]
+fn a_closed_connection_does_not_disturb_one_that_dials_the_backend_directly_from_the_same_port() {
+    needs_root!();
+    for (ends, last) in [("FIN", TcpFlags::FIN_ACK), ("RST", TcpFlags::RST)] {
+        let mut datapath = datapath();
+        let syn = datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::SYN, b"")).unwrap();
+        let backend = destination(&syn.frame);
+        datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), last, b"")).unwrap();
+        datapath.to_pod(packet::tcp(backend, at(CLIENT), last, b"")).unwrap();
+
+        let direct = packet::tcp(at(CLIENT), backend, TcpFlags::SYN, b"");
+        assert_eq!(datapath.from_pod(direct.clone()).unwrap(), passed(direct, 0), "{ends}");
+        let answer = packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"");
+        assert_eq!(datapath.to_pod(answer.clone()).unwrap(), passed(answer, 0), "{ends}");
+        assert_eq!(datapath.maps.flows().unwrap(), [], "{ends}: both halves are gone");
+    }
+}
+
+#[test]
+fn a_client_that_is_one_of_two_backends_always_finds_the_other() {
+    needs_root!();
+    let mut datapath = Datapath::new().unwrap();
+    let other = at(BACKENDS[0]);
+    datapath.serve("web", Protocol::Tcp, at(VIP), &[SocketAddr::new(at(CLIENT).ip(), 8080), other]).unwrap();
+    for port in 40_000..42_000 {
+        let client = SocketAddr::new(at(CLIENT).ip(), port);
+        let sent = datapath.from_pod(packet::tcp(client, at(VIP), TcpFlags::SYN, b"")).unwrap();
+        assert_eq!((sent.verdict, destination(&sent.frame)), (Verdict::Pass, other), "from port {port}");
+    }
+}
+
+#[test]
+fn one_client_port_through_two_vips_never_shares_the_replies_of_one_backend() {
+    needs_root!();
+    let mut datapath = datapath();
+    let other_vip = at("10.96.0.11:80");
+    datapath.serve("web-too", Protocol::Tcp, other_vip, &backends()).unwrap();
+    for port in 40_000..40_300 {
+        let client = SocketAddr::new(at(CLIENT).ip(), port);
+        let syn = |vip| packet::tcp(client, vip, TcpFlags::SYN, b"");
+        let first = destination(&datapath.from_pod(syn(at(VIP))).unwrap().frame);
+        let second = datapath.from_pod(syn(other_vip)).unwrap();
+        assert_eq!(second.verdict, Verdict::Pass, "from port {port}");
+        let second = destination(&second.frame);
+        assert_ne!(first, second);
+        for (backend, vip) in [(first, at(VIP)), (second, other_vip)] {
+            let reply = datapath.to_pod(packet::tcp(backend, client, TcpFlags::SYN_ACK, b"")).unwrap();
+            assert_eq!(reply.frame, packet::tcp(vip, client, TcpFlags::SYN_ACK, b""));
+        }
+    }
+    assert_eq!(count(&datapath, Reason::ReplyTaken), 0);
+}
+
+#[test]
+fn a_closed_connection_gives_its_ports_back() {
+    needs_root!();
+    let mut datapath = Datapath::new().unwrap();
+    let other_vip = at("10.96.0.11:80");
+    let backend = at(BACKENDS[0]);
+    datapath.serve("web", Protocol::Tcp, at(VIP), &[backend]).unwrap();
+    datapath.serve("web-too", Protocol::Tcp, other_vip, &[backend]).unwrap();
+    let syn = |vip| packet::tcp(at(CLIENT), vip, TcpFlags::SYN, b"");
+    datapath.from_pod(syn(at(VIP))).unwrap();
+    assert_eq!(datapath.from_pod(syn(other_vip)).unwrap().verdict, Verdict::Drop, "the only backend is taken");
+    datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::FIN_ACK, b"")).unwrap();
+    datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::FIN_ACK, b"")).unwrap();
+    assert_eq!(destination(&datapath.from_pod(syn(other_vip)).unwrap().frame), backend);
+    let reply = datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"")).unwrap();
+    assert_eq!(reply.frame, packet::tcp(other_vip, at(CLIENT), TcpFlags::SYN_ACK, b""));
+    assert_eq!(datapath.maps.flows().unwrap().len(), 2, "nothing is left of the first connection");
+}
