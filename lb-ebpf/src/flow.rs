@@ -99,7 +99,7 @@ fn may_go_on(packet: &Packet, flow: &Flow4) -> bool {
 /// would be translated. The mirror of a flow in use is in use itself, so only now and then, and after a pause.
 #[inline(always)]
 const fn is_mirror_due(flow: &Flow4, now: u64) -> bool {
-    now.saturating_sub(flow.last_seen) > MIRROR_PAUSE || flow.packets % MIRROR_PACKETS == 0
+    now.saturating_sub(flow.last_seen) > MIRROR_PAUSE || flow.packets.is_multiple_of(MIRROR_PACKETS)
 }
 
 /// Puts the mirror back if it was evicted. False: another flow has the replies by now.
