@@ -41,9 +41,10 @@ pub fn slice(name: ObjectName, object: &discovery::EndpointSlice, origin: Origin
             return Converted::Refused(problems.problem("addressType", message));
         }
     };
+    let written_endpoints = object.endpoints.as_deref().unwrap_or_default();
     let written_ports = object.ports.as_deref().unwrap_or_default();
     for (field, count, max) in
-        [("endpoints", object.endpoints.len(), MAX_ENDPOINTS), ("ports", written_ports.len(), MAX_PORTS)]
+        [("endpoints", written_endpoints.len(), MAX_ENDPOINTS), ("ports", written_ports.len(), MAX_PORTS)]
     {
         if count > max {
             let message = format!("{count} are too many; at most {max} fit in one slice: split it");
@@ -52,7 +53,7 @@ pub fn slice(name: ObjectName, object: &discovery::EndpointSlice, origin: Origin
     }
 
     let ports = slice_ports(written_ports, &mut problems);
-    let endpoints = endpoints(&object.endpoints, family, &mut problems);
+    let endpoints = endpoints(written_endpoints, family, &mut problems);
     let slice = EndpointSlice { service: service.into(), name, family, ports, endpoints };
     Converted::Served(slice, problems.finish())
 }
