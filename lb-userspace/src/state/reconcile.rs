@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
-use lb_common::abi::{Backend4, BackendState, FrontendKey4, Name, Scope, ServiceName, SlotRange};
+use lb_common::abi::{Backend4, BackendState, Family, FrontendKey4, Name, Scope, ServiceName, SlotRange};
 use lb_common::tuple::Zero;
 
 use super::{ServicePort, State, Write};
@@ -99,7 +99,8 @@ impl State {
             self.remove_service_port(&name, &mut removals);
         }
         let losing = self.losing_frontends(plan);
-        for (name, wanted) in &plan.service_ports {
+        // There are no maps for IPv6 yet.
+        for (name, wanted) in plan.service_ports.iter().filter(|(name, _)| name.family == Family::V4) {
             let renew = self.service_ports.get(name).is_some_and(|port| losing.contains(&port.id));
             if let Err(of) = self.update_service_port(name, wanted, renew, &mut result.writes, &mut removals) {
                 result.shortages.push(Shortage { service_port: name.clone(), of });
@@ -373,5 +374,7 @@ fn label(name: &ServicePortName) -> Option<ServiceName> {
         service: Name::new(&name.object.name)?,
         port: Name::new(&name.port)?,
         protocol: name.protocol,
+        family: name.family,
+        endpoints: name.endpoints,
     })
 }
