@@ -18,7 +18,8 @@ mod object;
 mod problem;
 
 pub use object::{
-    Endpoint, EndpointSlice, Family, ObjectName, Service, ServicePort, SlicePort, TrafficPolicy, is_name,
+    Endpoint, EndpointSlice, Family, Node, ObjectName, Service, ServicePort, SlicePort, Topology, TrafficPolicy,
+    is_name,
 };
 pub use problem::{Origin, Problem, Problems};
 
@@ -30,6 +31,7 @@ pub type Claim = (IpAddr, u16, Protocol);
 /// Every change returns the Services whose plan may differ afterwards.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
+    node: Node,
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
     /// Service -> its slices.
@@ -42,6 +44,27 @@ pub struct Model {
 type Seniority = i64;
 
 impl Model {
+    /// Says which node is served.
+    pub fn set_node(&mut self, node: Node) -> BTreeSet<ObjectName> {
+        if self.node == node {
+            return BTreeSet::new();
+        }
+        let renamed = self.node.name != node.name;
+        self.node = node;
+        let has_local_policy =
+            |service: &Service| [service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local);
+        let has_hints = |slice: &EndpointSlice| slice.endpoints.iter().any(|endpoint| endpoint.topology.has_hints());
+        let by_policy = self.services.values().filter(|service| renamed && has_local_policy(service));
+        let by_hints = self.slices.values().filter(|slice| has_hints(slice));
+        by_policy.map(|service| service.name.clone()).chain(by_hints.map(EndpointSlice::service_name)).collect()
+    }
+
+    /// The node that is served.
+    #[must_use]
+    pub const fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Adds or replaces a Service.
     pub fn apply_service(&mut self, service: Service) -> BTreeSet<ObjectName> {
         let mut touched = self.delete_service(&service.name);

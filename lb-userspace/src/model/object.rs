@@ -6,7 +6,9 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::Protocol;
+pub use lb_common::abi::{Family, TrafficPolicy};
 
 use super::Origin;
 
@@ -60,6 +62,10 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Addresses that a load balancer passes through unchanged (ipMode VIP).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may dial the addresses of the load balancer; empty: everybody.
+    pub source_ranges: Vec<IpNet>,
+    /// Where a load balancer asks whether this node has endpoints; only where `external_policy` is `Local`.
+    pub health_check_node_port: Option<NonZeroU16>,
     /// Which endpoints clients within the cluster get.
     pub internal_policy: TrafficPolicy,
     /// Which endpoints clients outside get; `Local` only where the type of the Service lets it count.
@@ -81,36 +87,6 @@ pub struct ServicePort {
     pub node_port: Option<NonZeroU16>,
 }
 
-/// Which endpoints may be chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TrafficPolicy {
-    /// All endpoints of the cluster.
-    #[default]
-    Cluster,
-    /// Those on this node only.
-    Local,
-}
-
-/// An IP family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// 32-bit addresses.
-    V4,
-    /// 128-bit addresses.
-    V6,
-}
-
-impl Family {
-    /// The family of an address.
-    #[must_use]
-    pub const fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-}
-
 /// A part of the endpoints of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSlice {
@@ -121,9 +97,12 @@ pub struct EndpointSlice {
     /// Family of all endpoint addresses.
     pub family: Family,
     /// Ports that every endpoint of this slice listens on.
-    pub ports: Vec<SlicePort>,
+    pub ports: Box<[SlicePort]>,
     /// Endpoints in any order, possibly with duplicates.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
+    /// When the change that the slice shows was made, in nanoseconds since 1970: for metrics, without meaning for what is
+    /// served.
+    pub triggered: Option<i64>,
 }
 
 impl EndpointSlice {
@@ -145,7 +124,7 @@ pub struct SlicePort {
     pub port: NonZeroU16,
 }
 
-/// An endpoint of a Service.
+/// An endpoint of a Service. There may be very many: whatever several have in common is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Where packets go.
@@ -156,6 +135,36 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is being deleted.
     pub terminating: bool,
+    /// Where it is, and who should use it.
+    pub topology: Arc<Topology>,
+}
+
+const _: () = assert!(size_of::<Endpoint>() <= 32);
+
+/// Where an endpoint is, and who should use it rather than others. Empty hints are no hints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Topology {
     /// The node it runs on.
     pub node: Option<Arc<str>>,
+    /// Nodes whose clients should use it.
+    pub for_nodes: Box<[Arc<str>]>,
+    /// Zones whose clients should use it.
+    pub for_zones: Box<[Arc<str>]>,
+}
+
+impl Topology {
+    /// Whether anybody should use it rather than others.
+    #[must_use]
+    pub fn has_hints(&self) -> bool {
+        !self.for_nodes.is_empty() || !self.for_zones.is_empty()
+    }
+}
+
+/// The node that this agent serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// What endpoints and hints call it.
+    pub name: Arc<str>,
+    /// Its label `topology.kubernetes.io/zone`, once it is known and if it has one.
+    pub zone: Option<Arc<str>>,
 }

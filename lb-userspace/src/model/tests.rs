@@ -24,6 +24,8 @@ fn service(text: &str, address: &str, created: Option<i64>) -> Service {
         }],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        health_check_node_port: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
@@ -31,8 +33,14 @@ fn service(text: &str, address: &str, created: Option<i64>) -> Service {
 }
 
 fn slice(text: &str, service: &str) -> EndpointSlice {
-    let (ports, endpoints) = (Vec::new(), Vec::new());
-    EndpointSlice { name: name(text), service: service.into(), family: Family::V4, ports, endpoints }
+    EndpointSlice {
+        name: name(text),
+        service: service.into(),
+        family: Family::V4,
+        ports: [].into(),
+        endpoints: [].into(),
+        triggered: None,
+    }
 }
 
 #[test]

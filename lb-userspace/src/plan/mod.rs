@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::Protocol;
 use tracing::debug;
 
-use crate::model::{Family, Model, ObjectName, Problem, Problems, Service, ServicePort};
+use crate::model::{Family, Model, ObjectName, Problem, Problems, Service, ServicePort, TrafficPolicy};
 
 mod backends;
 
@@ -35,11 +37,22 @@ pub struct ServicePortName {
     pub port: Arc<str>,
     /// Its protocol.
     pub protocol: Protocol,
+    /// Family of its frontends and backends: one Service may have both, and they have nothing to do with each other.
+    pub family: Family,
+    /// Which endpoints are its backends, where frontends of one port differ in that.
+    pub endpoints: TrafficPolicy,
 }
 
 impl fmt::Display for ServicePortName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}/{}", self.object, self.port, self.protocol)
+        write!(f, "{}:{}/{}", self.object, self.port, self.protocol)?;
+        if self.family == Family::V6 {
+            f.write_str(" IPv6")?;
+        }
+        match self.endpoints {
+            TrafficPolicy::Cluster => Ok(()),
+            TrafficPolicy::Local => f.write_str(" local"),
+        }
     }
 }
 
@@ -48,8 +61,25 @@ impl fmt::Display for ServicePortName {
 pub struct ServicePortPlan {
     /// Where clients dial.
     pub frontends: BTreeSet<Frontend>,
-    /// Who answers; in order of address, each address once. Empty: clients are refused.
+    /// Who answers; in order of address, each address once.
     pub backends: Vec<Backend>,
+    /// What becomes of clients while there are no backends.
+    pub when_empty: WhenEmpty,
+    /// How long a client stays with its backend after its last new connection; `None` without session affinity.
+    pub affinity: Option<Duration>,
+    /// Who may dial the addresses of the load balancer, as far as they are of this family; empty: everybody. Frontends
+    /// that the data plane would have to filter are left out as yet.
+    pub source_ranges: Vec<IpNet>,
+}
+
+/// What becomes of clients of a service port without backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenEmpty {
+    /// They are told, so that they need not wait: the Service has no usable endpoint anywhere.
+    #[default]
+    Refuse,
+    /// Their packets are dropped: there are endpoints, on nodes that the traffic policy excludes.
+    Drop,
 }
 
 /// What clients dial.
@@ -109,8 +139,14 @@ pub fn plan_service(model: &Model, name: &ObjectName) -> Plan {
         .map(|port| {
             let frontends = frontends(model, service, port, &mut problems);
             let backends = backends::choose(model, service, port);
-            let name = ServicePortName { object: name.clone(), port: port.name.clone(), protocol: port.protocol };
-            (name, ServicePortPlan { frontends, backends })
+            let name = ServicePortName {
+                object: name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+                family: Family::V4,
+                endpoints: TrafficPolicy::Cluster,
+            };
+            (name, ServicePortPlan { frontends, backends, affinity: service.affinity, ..ServicePortPlan::default() })
         })
         .collect();
     Plan { service_ports, problems: problems.finish() }

@@ -23,6 +23,8 @@ fn service(name: &str, addresses: &[&str], ports: &[(&str, Protocol, u16)]) -> S
         ports: ports.iter().map(port).collect(),
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        health_check_node_port: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
@@ -42,6 +44,7 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[&str]) -> End
         family: Family::V4,
         ports: ports.iter().map(port).collect(),
         endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
+        triggered: None,
     }
 }
 
@@ -53,7 +56,7 @@ fn endpoint(text: &str) -> Endpoint {
         ready: conditions.contains('R'),
         serving: conditions.contains('S'),
         terminating: conditions.contains('T'),
-        node: None,
+        topology: Arc::default(),
     }
 }
 

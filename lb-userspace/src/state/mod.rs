@@ -282,5 +282,7 @@ fn service_port_name(name: &ServiceName) -> Option<ServicePortName> {
         object: ObjectName { namespace: Arc::from(name.namespace.as_str()?), name: Arc::from(name.service.as_str()?) },
         port: Arc::from(name.port.as_str()?),
         protocol: name.protocol,
+        family: name.family,
+        endpoints: name.endpoints,
     })
 }

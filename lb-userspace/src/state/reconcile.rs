@@ -5,12 +5,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use lb_common::Protocol;
-use lb_common::abi::{Backend4, BackendState, FrontendKey4, Name, Scope, ServiceName, SlotRange};
+use lb_common::abi::{Backend4, BackendState, Family, FrontendKey4, Name, Scope, ServiceName, SlotRange};
 use lb_common::tuple::Zero;
 
 use super::{ServicePort, State, Write};
 use crate::maglev;
-use crate::model::ObjectName;
+use crate::model::{ObjectName, TrafficPolicy};
 use crate::plan::{self, Plan, ServicePortName, ServicePortPlan};
 
 /// What [`State::reconcile`] answers with.
@@ -107,7 +107,13 @@ impl State {
 
     fn ports_of<'a>(&'a self, service: &'a ObjectName) -> impl Iterator<Item = ServicePortName> + 'a {
         // The least of all names that the Service's ports can have.
-        let first = ServicePortName { object: service.clone(), port: "".into(), protocol: Protocol::Tcp };
+        let first = ServicePortName {
+            object: service.clone(),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            endpoints: TrafficPolicy::Cluster,
+        };
         self.service_ports.range(first..).map(|(name, _)| name).take_while(move |name| name.object == *service).cloned()
     }
 
@@ -132,7 +138,8 @@ impl State {
         for name in unplanned {
             self.remove_service_port(&name, &mut removals);
         }
-        for (name, wanted) in &plan.service_ports {
+        // There are no maps for IPv6 yet.
+        for (name, wanted) in plan.service_ports.iter().filter(|(name, _)| name.family == Family::V4) {
             let renew = self.service_ports.get(name).is_some_and(|port| port.loses_frontend(wanted));
             if let Err(of) = self.update_service_port(name, wanted, renew, &mut result.writes, &mut removals) {
                 result.shortages.push(Shortage { service_port: name.clone(), of });
@@ -398,5 +405,7 @@ fn label(name: &ServicePortName) -> Option<ServiceName> {
         service: Name::new(&name.object.name)?,
         port: Name::new(&name.port)?,
         protocol: name.protocol,
+        family: name.family,
+        endpoints: name.endpoints,
     })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use lb_common::Protocol;
-use lb_common::abi::{Backend4, BackendState, FrontendKey4, ServiceName, SlotRange};
+use lb_common::abi::{Backend4, BackendState, Family, FrontendKey4, ServiceName, SlotRange, TrafficPolicy};
 use proptest::prelude::*;
 
 use super::*;
@@ -117,15 +117,21 @@ impl Kernel {
 fn plan(services: &[(&str, u16, &[u8])]) -> Plan {
     let mut plan = Plan::default();
     for (name, port, backends) in services {
-        let name =
-            ServicePortName { object: ObjectName::new("default", name), port: "".into(), protocol: Protocol::Tcp };
+        let name = ServicePortName {
+            object: ObjectName::new("default", name),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            endpoints: TrafficPolicy::Cluster,
+        };
         let frontend =
             Frontend { address: [10, 96, 0, 1].into(), port: *port, protocol: Protocol::Tcp, scope: Scope::Cluster };
         let backends = backends
             .iter()
             .map(|&last| Backend { address: ([10, 244, 0, last], 8080).into(), terminating: false })
             .collect();
-        plan.service_ports.insert(name, ServicePortPlan { frontends: [frontend].into(), backends });
+        plan.service_ports
+            .insert(name, ServicePortPlan { frontends: [frontend].into(), backends, ..ServicePortPlan::default() });
     }
     plan
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::Protocol;
@@ -41,12 +42,18 @@ pub fn service(name: ObjectName, object: &core::Service, origin: Origin) -> Conv
     let ports = service_ports(spec.ports.as_deref().unwrap_or_default(), &mut problems);
     let external_ips = external_ips(spec, &mut problems);
     let load_balancer_ips = load_balancer_ips(object.status.as_ref());
+    let source_ranges = source_ranges(spec, &mut problems);
     let internal_policy = policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", &mut problems);
     let mut external_policy =
         policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", &mut problems);
     if !matches!(spec.type_.as_deref(), Some("LoadBalancer" | "NodePort")) && external_ips.is_empty() {
         external_policy = TrafficPolicy::Cluster;
     }
+    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    let health_check_node_port = spec
+        .health_check_node_port
+        .filter(|&port| port != 0 && is_load_balancer && external_policy == TrafficPolicy::Local)
+        .and_then(|port| port_number(port).map_err(|message| problems.add("spec.healthCheckNodePort", message)).ok());
     let affinity = affinity(spec, &mut problems);
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
 
@@ -58,6 +65,8 @@ pub fn service(name: ObjectName, object: &core::Service, origin: Origin) -> Conv
         ports,
         external_ips,
         load_balancer_ips,
+        source_ranges,
+        health_check_node_port,
         internal_policy,
         external_policy,
         affinity,
@@ -190,6 +199,20 @@ fn load_balancer_ips(status: Option<&core::ServiceStatus>) -> Vec<IpAddr> {
         .filter(|ingress| matches!(ingress.ip_mode.as_deref(), None | Some("VIP")))
         .filter_map(|ingress| virtual_address(ingress.ip.as_deref()?).ok())
         .collect()
+}
+
+fn source_ranges(spec: &core::ServiceSpec, problems: &mut Problems) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        match text.trim().parse() {
+            Ok(range) => ranges.push(range),
+            Err(_) => problems.add(
+                format!("spec.loadBalancerSourceRanges[{i}]"),
+                format!("{text:?} is not a range of addresses; use one such as 10.0.0.0/8"),
+            ),
+        }
+    }
+    ranges
 }
 
 fn policy(written: Option<&str>, field: &str, problems: &mut Problems) -> TrafficPolicy {

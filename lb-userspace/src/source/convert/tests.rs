@@ -270,7 +270,7 @@ fn a_bad_endpoint_is_left_out_and_the_others_work() {
         let (slice, problems) = served(converted_slice(patch));
         assert_eq!(slice.endpoints.len(), 1);
         assert_eq!(slice.endpoints[0].address.to_string(), "10.1.0.9");
-        assert_eq!(slice.endpoints[0].node.as_deref(), Some("n1"));
+        assert_eq!(slice.endpoints[0].topology.node.as_deref(), Some("n1"));
         assert_eq!(problems, [format!("EndpointSlice default/web-1: endpoints[0].{expected}")]);
     }
     let patch = json!({"addressType": "IPv6", "endpoints": [{"addresses": ["fe80::1"]}, {"addresses": ["fd00::1"]}]});

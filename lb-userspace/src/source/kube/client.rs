@@ -86,10 +86,8 @@ fn from_service_account(options: &Options) -> Result<Config> {
     let mut config = Config::new(http_uri(options)?);
     let file = |name: &str| Path::new(SERVICE_ACCOUNT).join(name);
     config.root_cert_file = Some(file("ca.crt"));
-    config.auth_info = config::AuthInfo {
-        token_file: Some(file("token").display().to_string()),
-        ..config::AuthInfo::default()
-    };
+    config.auth_info =
+        config::AuthInfo { token_file: Some(file("token").display().to_string()), ..config::AuthInfo::default() };
     Ok(config)
 }
 

@@ -117,7 +117,9 @@ where
                     }
                     self.take(event, convert).await?;
                 }
-                Some(Err(error)) if streams_lists && lacks_streaming_lists(&error) => return Err(End::NoStreamingLists),
+                Some(Err(error)) if streams_lists && lacks_streaming_lists(&error) => {
+                    return Err(End::NoStreamingLists);
+                }
                 Some(Err(error)) => {
                     if !is_routine(&error) {
                         self.fail(explain(&error, self.kind, &self.server)).await?;
