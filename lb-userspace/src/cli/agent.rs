@@ -66,7 +66,7 @@ impl Arguments {
         agent::run(Options {
             pins,
             node: node_name(self.hostname_override)?,
-            manifests: self.manifests,
+            source: agent::Source::Manifests(self.manifests),
             pod_interfaces: self.pod_interfaces,
             sizes: Sizes {
                 limits: Limits {

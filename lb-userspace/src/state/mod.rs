@@ -29,7 +29,7 @@ use self::slots::SlotAllocator;
 use crate::model::ObjectName;
 use crate::plan::ServicePortName;
 
-pub use self::reconcile::{Reconciled, Shortage};
+pub use self::reconcile::{Reconciled, ServicePortChange, Shortage};
 
 /// One step of bringing the maps up to date.
 #[derive(Debug, Clone, PartialEq, Eq)]

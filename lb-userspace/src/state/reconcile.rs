@@ -20,6 +20,29 @@ pub struct Reconciled {
     pub writes: Vec<Write>,
     /// Service ports that stay as they were, because something is exhausted.
     pub shortages: Vec<Shortage>,
+    /// What changes for clients, for people to read.
+    pub changes: Vec<ServicePortChange>,
+}
+
+/// What changes for the clients of a service port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServicePortChange {
+    /// Others answer.
+    Backends {
+        /// Which one.
+        name: ServicePortName,
+        /// Backends that came.
+        added: usize,
+        /// Backends that went.
+        removed: usize,
+        /// Backends that there are now.
+        backends: usize,
+    },
+    /// It is not served any more.
+    Removed {
+        /// Which one.
+        name: ServicePortName,
+    },
 }
 
 /// Why a service port cannot be served as planned.
@@ -136,12 +159,14 @@ impl State {
         let unplanned: Vec<_> = scope.into_iter().filter(|name| !plan.service_ports.contains_key(name)).collect();
         self.rename_service_ports(&unplanned, plan, &mut result.writes);
         for name in unplanned {
-            self.remove_service_port(&name, &mut removals);
+            if self.remove_service_port(&name, &mut removals) {
+                result.changes.push(ServicePortChange::Removed { name });
+            }
         }
         // There are no maps for IPv6 yet.
         for (name, wanted) in plan.service_ports.iter().filter(|(name, _)| name.family == Family::V4) {
             let renew = self.service_ports.get(name).is_some_and(|port| port.loses_frontend(wanted));
-            if let Err(of) = self.update_service_port(name, wanted, renew, &mut result.writes, &mut removals) {
+            if let Err(of) = self.update_service_port(name, wanted, renew, &mut result, &mut removals) {
                 result.shortages.push(Shortage { service_port: name.clone(), of });
             }
         }
@@ -175,9 +200,10 @@ impl State {
         name: &ServicePortName,
         wanted: &ServicePortPlan,
         renew: bool,
-        writes: &mut Vec<Write>,
+        result: &mut Reconciled,
         removals: &mut Vec<Write>,
     ) -> Result<(), Resource> {
+        let writes = &mut result.writes;
         let addresses: Vec<SocketAddrV4> = wanted.backends.iter().filter_map(v4).collect();
         let present = self.service_ports.get(name);
         if !renew && present.is_some_and(|port| port.verified && port.backends.keys().eq(addresses.iter())) {
@@ -216,7 +242,14 @@ impl State {
             writes.push(Write::Name { service_port: port.id, name: Box::new(label) });
         }
         writes.push(Write::Publish { service_port: port.id, slots });
-        for id in std::mem::replace(&mut port.backends, backends).into_values() {
+        let removed = std::mem::replace(&mut port.backends, backends);
+        result.changes.push(ServicePortChange::Backends {
+            name: name.clone(),
+            added,
+            removed: removed.len(),
+            backends: port.backends.len(),
+        });
+        for id in removed.into_values() {
             self.retire_backend(id, removals);
         }
         self.retire_slots(std::mem::replace(&mut port.slots, slots));
@@ -291,14 +324,15 @@ impl State {
         Ok(id)
     }
 
-    fn remove_service_port(&mut self, name: &ServicePortName, removals: &mut Vec<Write>) {
-        let Some(port) = self.service_ports.remove(name) else { return };
+    fn remove_service_port(&mut self, name: &ServicePortName, removals: &mut Vec<Write>) -> bool {
+        let Some(port) = self.service_ports.remove(name) else { return false };
         // Its frontends are not in the plan either: they are removed before what is listed here.
         self.retire_id(port.id, removals);
         for id in port.backends.into_values() {
             self.retire_backend(id, removals);
         }
         self.retire_slots(port.slots);
+        true
     }
 
     /// `before`: the frontends of all service ports that the plan speaks of, and those that lead nowhere.

@@ -169,7 +169,7 @@ fn apply_difference(state: &mut State, kernel: &mut Kernel, before: &Plan, after
 }
 
 fn carry_out(result: Reconciled, kernel: &mut Kernel) -> Vec<Write> {
-    let Reconciled { writes, shortages } = result;
+    let Reconciled { writes, shortages, .. } = result;
     assert_eq!(shortages, []);
     writes.iter().for_each(|write| kernel.write(write));
     writes
@@ -214,7 +214,7 @@ fn a_service_port_for_which_there_is_no_room_is_reported_and_the_others_are_serv
     let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
     let many: Vec<u8> = (1..=20).collect();
     let wanted = plan(&[("big", 1, &many), ("small", 2, &[1])]);
-    let Reconciled { writes, shortages } = state.reconcile(&wanted);
+    let Reconciled { writes, shortages, .. } = state.reconcile(&wanted);
     writes.iter().for_each(|write| kernel.write(write));
     assert_eq!(kernel.served(), expected(&plan(&[("small", 2, &[1])])));
     let [shortage] = shortages.as_slice() else { panic!("{shortages:?}") };
