@@ -4,7 +4,8 @@
 //! goes on from there.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,11 +13,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::config::Configuration;
 use crate::dataplane::attach::{self, Mechanism};
 use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes, wait_for_grace_period};
 use crate::interfaces::{Interfaces, Names};
 use crate::model::Model;
 use crate::plan;
+use crate::source::kube;
 use crate::source::manifests::{Folder, Watcher};
 use crate::state::State;
 
@@ -30,14 +33,29 @@ pub struct Options {
     pub pins: Pins,
     /// Name of this node.
     pub node: String,
-    /// Folder with Services and EndpointSlices.
-    pub manifests: PathBuf,
+    /// Where Services and EndpointSlices come from.
+    pub source: Source,
     /// Names of interfaces that lead to pods, with `*` and `?`.
     pub pod_interfaces: Vec<String>,
     /// Sizes of the maps.
     pub sizes: Sizes,
     /// Settings of the programs.
     pub settings: Settings,
+    /// Where /healthz and /livez are answered, if anywhere.
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Where /metrics is answered, if anywhere.
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// All options, for /configz.
+    pub configuration: Configuration,
+}
+
+/// Where Services and EndpointSlices come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A folder of files.
+    Manifests(PathBuf),
+    /// An API server.
+    Kube(kube::Options),
 }
 
 /// Runs until SIGTERM or SIGINT, which end the process.
@@ -66,16 +84,19 @@ async fn exit_when_told(mut signal: Signal) {
 
 async fn serve(options: Options) -> Result<()> {
     // What is not there at all is more likely mistyped than late; what goes later is waited for.
-    if !options.manifests.is_dir() {
-        bail!("--manifests {}: is not a folder: create it, or name another", options.manifests.display());
+    let Source::Manifests(folder) = &options.source else {
+        bail!("an API server is not read yet: give a folder of manifests with --manifests");
+    };
+    if !folder.is_dir() {
+        bail!("--manifests {}: is not a folder: create it, or name another", folder.display());
     }
     options.pins.create()?;
     let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
     // Watch first and read then, or a change in between is lost.
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
-    let mut watcher = Watcher::new(&options.manifests);
+    let mut watcher = Watcher::new(folder);
 
-    let mut agent = Agent::start(&options)?;
+    let mut agent = Agent::start(&options, folder)?;
     agent.sync();
     agent.cover(interfaces.list().await?);
     agent.announce(&options);
@@ -126,7 +147,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(options: &Options) -> Result<Self> {
+    fn start(options: &Options, folder: &Path) -> Result<Self> {
         let pins = options.pins.clone();
         let mut object = Object::load(OBJECT, &pins, &options.sizes, options.settings)?;
         object.pin(&pins)?;
@@ -137,7 +158,7 @@ impl Agent {
             object,
             maps,
             state,
-            folder: Folder::new(&options.manifests),
+            folder: Folder::new(folder),
             model: Model::default(),
             covered: Names::new(),
             mechanism: Mechanism::of_this_kernel(),

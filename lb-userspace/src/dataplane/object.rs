@@ -17,6 +17,22 @@ pub struct Settings {
     pub seed: u64,
     /// Bits of the packet mark that say "translated on this node"; 0 for none.
     pub mark: u32,
+    /// Which connections are left to another proxy.
+    pub handover: Handover,
+}
+
+/// How connections fare while a node changes between kube-proxy and Viaduct.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Handover {
+    /// No other proxy serves this node.
+    #[default]
+    None = 0,
+    /// TCP packets of connections that Viaduct has not opened pass on untouched, so that connections opened through
+    /// kube-proxy live on.
+    FromKubeProxy = 1,
+    /// No new connections are translated, those that Viaduct has opened live on.
+    ToKubeProxy = 2,
 }
 
 /// The loaded programs.
