@@ -256,6 +256,16 @@ pub struct BackendStats {
     pub connections: u64,
 }
 
+/// How a node changes between another proxy and Viaduct: values of the programs' global `HANDOVER`.
+pub mod handover {
+    /// No other proxy serves this node.
+    pub const NONE: u32 = 0;
+    /// TCP packets in mid-stream that belong to no flow pass on untouched.
+    pub const FROM_ANOTHER: u32 = 1;
+    /// Packets that belong to no flow pass on untouched.
+    pub const TO_ANOTHER: u32 = 2;
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $index:literal, $name:literal, $drops:literal;)+) => {
         /// Why a packet was dropped, or passed without a look at the services. Index into `REASONS`.

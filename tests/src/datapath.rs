@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::Protocol;
-use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
+use lb_userspace::dataplane::{Handover, Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
 use lb_userspace::state::{Limits, State};
@@ -87,7 +87,7 @@ impl Datapath {
         let pins = Pins::new(reaper.bpffs());
         pins.create()?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
-        let settings = Settings { seed: SEED, mark: MARK };
+        let settings = Settings { seed: SEED, mark: MARK, handover: Handover::None };
         let object = Object::load(object, &pins, &Sizes { limits, flows: 1 << 16 }, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());

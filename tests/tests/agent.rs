@@ -201,7 +201,10 @@ fn errors_say_what_is_missing_and_how_to_get_it() {
     assert!(error_of(viaduct_as_nobody(&lab).args(arguments)).contains("viaduct needs root"));
     for (flags, expected) in [
         (["--manifests", "/tmp/there-is-no-such-folder"], "/tmp/there-is-no-such-folder: is not a folder: create it"),
-        (["--log-level", "banana"], "--log-level banana: give error, warn, info, debug or trace"),
+        (
+            ["--log-level", "banana"],
+            "invalid value 'banana' for '--log-level <LEVEL>': give error, warn, info, debug or trace",
+        ),
         (["--pod-interfaces", ""], "give at least one pattern"),
         (["--mark", "3"], "give one bit of 32"),
         (["--max-slots", "1000"], "give a power of two"),

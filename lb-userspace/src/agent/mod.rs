@@ -8,6 +8,7 @@
 //! - [`coverage`]: programs on interfaces;
 //! - [`problems`]: what cannot be served as it is written, logged when it comes and when it goes.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::config::Configuration;
 use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use crate::interfaces::Interfaces;
 use crate::source::kube;
@@ -44,6 +46,12 @@ pub struct Options {
     pub sizes: Sizes,
     /// Settings of the programs.
     pub settings: Settings,
+    /// Where /healthz and /livez are answered, if anywhere.
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Where /metrics is answered, if anywhere.
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// All options, for /configz.
+    pub configuration: Configuration,
 }
 
 /// Where Services and EndpointSlices come from.
