@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Lab;
 use crate::addresses::{self, Prefix};
@@ -70,6 +70,24 @@ impl Node {
     #[must_use]
     pub fn address(&self) -> IpAddr {
         addresses::node(self.number).address
+    }
+
+    /// The node as an object of the API.
+    #[must_use]
+    pub fn object(&self) -> Value {
+        let labels = json!({ "kubernetes.io/hostname": self.name, "topology.kubernetes.io/zone": "lab" });
+        let addresses = json!([
+            { "type": "InternalIP", "address": self.address() },
+            { "type": "Hostname", "address": self.name },
+        ]);
+        let pods = self.pod_network().to_string();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": self.name, "labels": labels },
+            "spec": { "podCIDR": pods, "podCIDRs": [pods] },
+            "status": { "addresses": addresses, "conditions": [{ "type": "Ready", "status": "True" }] },
+        })
     }
 
     /// The network of the node's pods.
