@@ -181,7 +181,7 @@ fn maps_of_another_size_or_layout_are_named_with_the_remedy() {
     fs::rename(Pins::new(node.bpffs()).layout(), node.bpffs().join("v999")).unwrap();
     let error = error_of(viaduct(node).args(["service", "list", "--bpffs"]).arg(node.bpffs()));
     assert!(error.starts_with("error: layout mismatch: the maps in "), "{error}");
-    assert!(error.contains("have layout 999, this viaduct reads layout 1"), "{error}");
+    assert!(error.contains("have layout 999, this viaduct reads layout 2"), "{error}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl LabBuilder {
         self
     }
 
-    /// An API server in the fabric, see [`Lab::api`], which knows the lab's nodes.
+    /// An API server in the fabric, see [`Lab::api`], which knows the lab's nodes and from which agents read.
     #[must_use]
     pub fn api(self) -> Self {
         self.api_with(apiserver::Options::default())
@@ -142,7 +142,12 @@ impl LabBuilder {
         wiring.apply(self.options)?;
         if let Some(options) = self.api {
             let api = ApiServer::start(Some(&lab.fabric), addresses::api_server(), options)?;
-            lab.nodes.iter().try_for_each(|node| api.apply_value(node.object()))?;
+            let kubeconfig = lab.directory().join("kubeconfig");
+            api.kubeconfig(&kubeconfig)?;
+            for node in &mut lab.nodes {
+                api.apply_value(node.object())?;
+                node.read_from(kubeconfig.clone());
+            }
             lab.api = Some(api);
         }
         if self.pcap {

@@ -24,7 +24,8 @@ pub struct Node {
     namespace: Namespace,
     bpffs: PathBuf,
     directory: PathBuf,
-    manifests: PathBuf,
+    /// Where the agent reads objects: flag and value.
+    source: (&'static str, PathBuf),
     children: Mutex<Vec<Arc<Mutex<Child>>>>,
 }
 
@@ -37,7 +38,7 @@ impl Node {
             namespace: Namespace::named(format!("{}-{name}", lab.name())),
             bpffs: lab.reaper.bpffs().join(name),
             directory: lab.directory(),
-            manifests: lab.manifests.path().to_owned(),
+            source: ("--manifests", lab.manifests.path().to_owned()),
             children: Mutex::default(),
         }
     }
@@ -115,8 +116,18 @@ impl Node {
 
     /// The same with more arguments; one that the lab passes by itself is replaced.
     pub fn start_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
+        let agent = self.spawn_agent_with(arguments)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// The same without waiting.
+    pub fn spawn_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
         let mut command = self.namespace.command(agent::binary()?);
-        command.arg("agent").arg("--manifests").arg(&self.manifests).arg("--bpffs").arg(&self.bpffs);
+        command.arg("agent").arg("--bpffs").arg(&self.bpffs);
+        if !["--manifests", "--kubeconfig", "--server"].iter().any(|flag| arguments.contains(flag)) {
+            command.arg(self.source.0).arg(&self.source.1);
+        }
         for (flag, value) in
             [("--hostname-override", self.name.as_str()), ("--pod-interfaces", "veth*"), ("--max-flows", "65536")]
         {
@@ -127,8 +138,12 @@ impl Node {
         command.args(arguments);
         let agent = Agent::spawn(&self.name, command, self.agent_log())?;
         self.adopt(agent.process());
-        agent.wait_until_ready()?;
         Ok(agent)
+    }
+
+    /// Makes the agent read from the API server of this kubeconfig, not from the folder of manifests.
+    pub(super) fn read_from(&mut self, kubeconfig: PathBuf) {
+        self.source = ("--kubeconfig", kubeconfig);
     }
 
     /// Runs the CLI on the node, for instance `viaduct(&["service", "list", "-o", "json"])`; returns what it printed.
