@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use crate::dataplane::attach::{self, Mechanism};
 use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes, wait_for_grace_period};
 use crate::interfaces::{Interfaces, Names};
-use crate::model::Model;
+use crate::model::{Model, Node};
 use crate::plan;
 use crate::source::manifests::{Folder, Watcher};
 use crate::state::State;
@@ -132,13 +132,15 @@ impl Agent {
         object.pin(&pins)?;
         let maps = Maps::open(&pins, true)?;
         let state = adopt(&maps)?;
+        let mut model = Model::default();
+        model.set_node(Node { name: options.node.as_str().into(), zone: None });
         Ok(Self {
             pins,
             object,
             maps,
             state,
             folder: Folder::new(&options.manifests),
-            model: Model::default(),
+            model,
             covered: Names::new(),
             mechanism: Mechanism::of_this_kernel(),
             problems: BTreeSet::new(),
