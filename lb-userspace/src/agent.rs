@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +18,8 @@ use crate::config::Configuration;
 use crate::dataplane::attach::{self, Mechanism};
 use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes, wait_for_grace_period};
 use crate::interfaces::{Interfaces, Names};
-use crate::model::Model;
+use crate::model::{Family, Model};
+use crate::observe::{self, Health, Metrics, SyncKind};
 use crate::plan;
 use crate::source::kube;
 use crate::source::manifests::{Folder, Watcher};
@@ -25,6 +27,9 @@ use crate::state::State;
 
 /// After the kernel has refused a write, the maps are read and brought up to date again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What the maps can hold.
+const FAMILIES: &[Family] = &[Family::V4];
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -92,11 +97,20 @@ async fn serve(options: Options) -> Result<()> {
     }
     options.pins.create()?;
     let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
+    let health = Arc::new(Health::new(FAMILIES));
+    let metrics = Arc::new(Metrics::new(FAMILIES, options.pins.clone()).context("cannot register the metrics")?);
+    if let Some(address) = options.healthz_bind_address {
+        tokio::spawn(observe::serve::health(address, Arc::clone(&health), Arc::clone(&metrics)));
+    }
+    if let Some(address) = options.metrics_bind_address {
+        let configuration = options.configuration.values().into();
+        tokio::spawn(observe::serve::metrics(address, Arc::clone(&metrics), configuration));
+    }
     // Watch first and read then, or a change in between is lost.
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
     let mut watcher = Watcher::new(folder);
 
-    let mut agent = Agent::start(&options, folder)?;
+    let mut agent = Agent::start(&options, folder, health, metrics)?;
     agent.sync();
     agent.cover(interfaces.list().await?);
     agent.announce(&options);
@@ -144,10 +158,12 @@ struct Agent {
     retry_at: Option<Instant>,
     synced: bool,
     announced: bool,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
 }
 
 impl Agent {
-    fn start(options: &Options, folder: &Path) -> Result<Self> {
+    fn start(options: &Options, folder: &Path, health: Arc<Health>, metrics: Arc<Metrics>) -> Result<Self> {
         let pins = options.pins.clone();
         let mut object = Object::load(OBJECT, &pins, &options.sizes, options.settings)?;
         object.pin(&pins)?;
@@ -167,6 +183,8 @@ impl Agent {
             retry_at: None,
             synced: false,
             announced: false,
+            health,
+            metrics,
         })
     }
 
@@ -191,10 +209,12 @@ impl Agent {
             self.report(problems);
             return;
         }
+        self.health.queued();
         self.model.replace(snapshot.services, snapshot.slices);
         let plan = plan::plan(&self.model);
         problems.extend(plan.problems.iter().map(ToString::to_string));
         let result = self.state.reconcile(&plan);
+        self.metrics.shortages.set(i64::try_from(result.shortages.len()).unwrap_or(i64::MAX));
         problems.extend(result.shortages.iter().map(ToString::to_string));
         self.report(problems);
         if let Err(error) = self.maps.write(&result.writes) {
@@ -203,6 +223,8 @@ impl Agent {
             return;
         }
         self.retry_at = None;
+        self.health.applied(Instant::now());
+        self.metrics.synced(SyncKind::Full, begun.elapsed());
         if !result.writes.is_empty() || !self.synced {
             info!(
                 writes = result.writes.len(),
@@ -275,6 +297,7 @@ impl Agent {
                 Err(error) => error!(interface = name, index, "{error:#}"),
             }
         }
+        self.metrics.interfaces.set(i64::try_from(self.covered.len()).unwrap_or(i64::MAX));
     }
 
     fn report(&mut self, problems: Vec<String>) {
@@ -285,6 +308,7 @@ impl Agent {
         for problem in self.problems.difference(&problems) {
             info!("no longer a problem: {problem}");
         }
+        self.metrics.problems.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
         self.problems = problems;
     }
 
