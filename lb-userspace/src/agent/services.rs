@@ -129,7 +129,7 @@ impl Services {
         }
         self.synced = true;
         self.observe(begun, if whole { SyncKind::Full } else { SyncKind::Partial });
-        let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
+        let duration_ms = (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         if whole {
             let (writes, service_ports) = (result.writes.len(), plan.service_ports.len());
             info!(writes, service_ports, duration_ms, "services applied");
