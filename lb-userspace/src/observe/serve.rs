@@ -22,9 +22,11 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Answers /healthz and /livez for ever.
 pub async fn health(address: SocketAddr, health: Arc<Health>, metrics: Arc<Metrics>) {
-    let router =
-        Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state((health, metrics));
-    serve(address, "--healthz-bind-address", router).await;
+    serve(address, "--healthz-bind-address", health_router(health, metrics)).await;
+}
+
+fn health_router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
+    Router::new().route("/healthz", any(healthz)).route("/livez", any(livez)).with_state((health, metrics))
 }
 
 /// Answers /metrics, /healthz, /proxyMode and /configz, which is `configuration`, for ever.
