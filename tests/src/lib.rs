@@ -31,6 +31,7 @@
 //! Running Viaduct in it:
 //!
 //! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
+//! - [`apiserver`]: a Kubernetes API server that a test fills, and that fails on demand.
 //! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
 //!
 //! Sending traffic and judging it:
@@ -49,6 +50,7 @@
 
 pub mod addresses;
 pub mod agent;
+pub mod apiserver;
 pub mod client;
 pub mod command;
 pub mod datapath;
@@ -64,6 +66,7 @@ pub mod statistics;
 pub mod wiring;
 
 pub use agent::Agent;
+pub use apiserver::ApiServer;
 pub use client::{HttpAnswer, HttpConnection, Tally, bulk_http, bulk_udp, http_get};
 pub use deadline::{scaled, wait_until};
 pub use lab::{Lab, Node, Outside, Pod};

@@ -1,0 +1,248 @@
+//! From the model to the maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Result;
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+
+use super::problems::{About, Problems};
+use super::{Observed, gauge};
+use crate::dataplane::{Maps, wait_for_grace_period};
+use crate::model::{self, Family, Model, Node, ObjectName};
+use crate::observe::{SyncKind, TrafficPolicy};
+use crate::plan::{Plan, plan_service};
+use crate::state::{Reconciled, ServicePortChange, State};
+
+/// After the kernel has refused a write, the maps are read and brought up to date again.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Services {
+    /// What should be served.
+    model: Model,
+    pub(super) problems: Problems,
+    maps: Maps,
+    state: State,
+    /// Whose part of the plan may differ from what the maps hold.
+    touched: BTreeSet<ObjectName>,
+    /// Whether the model is complete, so that what it lacks is gone.
+    complete: bool,
+    /// Whether everything was compared with the model once.
+    synced: bool,
+    grace: Option<JoinHandle<()>>,
+    retry_at: Option<Instant>,
+    /// Changes of endpoints that the maps do not show yet.
+    waiting: Vec<Waiting>,
+    /// Service ports of policy Local without endpoints on this node.
+    without_local: BTreeMap<ObjectName, u32>,
+    started: SystemTime,
+    observed: Observed,
+}
+
+/// A change of endpoints.
+struct Waiting {
+    received: Instant,
+    /// When it was made, if the slice says so.
+    triggered: Option<(Family, SystemTime)>,
+}
+
+impl Services {
+    /// Goes on from what the maps hold.
+    pub(super) fn adopt(maps: Maps, node: &str, observed: Observed) -> Result<Self> {
+        let state = adopt(&maps)?;
+        let mut model = Model::default();
+        model.set_node(Node { name: node.into(), zone: None });
+        Ok(Self {
+            model,
+            problems: Problems::default(),
+            maps,
+            state,
+            touched: BTreeSet::new(),
+            complete: false,
+            synced: false,
+            grace: None,
+            retry_at: None,
+            waiting: Vec::new(),
+            without_local: BTreeMap::new(),
+            started: SystemTime::now(),
+            observed,
+        })
+    }
+
+    /// Whether the maps were brought up to date with the model once.
+    pub(super) const fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Whether this node serves anything, from now or from before.
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.is_empty()
+    }
+
+    /// Where to tell what is seen.
+    pub(super) const fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Changes the model. Says how many Services may be served otherwise now.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) -> u32 {
+        let touched = change(&mut self.model);
+        let count = u32::try_from(touched.len()).unwrap_or(u32::MAX);
+        // The first time everything is looked at anyway.
+        if self.synced {
+            self.touched.extend(touched);
+        }
+        self.observed.health.queued();
+        count
+    }
+
+    /// Notes a change of endpoints, so that it is known how long it took to become effective.
+    pub(super) fn note_endpoints(&mut self, received: Instant, slice: Option<(Family, SystemTime)>) {
+        self.observed.metrics.endpoints_changed(1);
+        if self.synced {
+            self.waiting.push(Waiting { received, triggered: slice.filter(|(_, at)| *at > self.started) });
+        }
+    }
+
+    /// The model holds all that there is: before this, nothing in the maps is touched.
+    pub(super) const fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// Makes the maps equal to the model, as far as they may differ.
+    pub(super) fn apply(&mut self) {
+        if !self.complete || self.retry_at.is_some() || (self.synced && self.touched.is_empty()) {
+            return;
+        }
+        let begun = Instant::now();
+        let whole = !self.synced;
+        let services = if whole { self.all() } else { std::mem::take(&mut self.touched) };
+        let plan = self.plan(&services);
+        let result = if whole { self.state.reconcile(&plan) } else { self.state.reconcile_services(&services, &plan) };
+        self.note_shortages(&services, &result);
+        if let Err(error) = self.maps.write(&result.writes) {
+            error!("{error:#}; trying again in {RETRY:?}");
+            self.synced = false;
+            self.retry_at = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.synced = true;
+        self.observe(begun, if whole { SyncKind::Full } else { SyncKind::Partial });
+        let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
+        if whole {
+            let (writes, service_ports) = (result.writes.len(), plan.service_ports.len());
+            info!(writes, service_ports, duration_ms, "services applied");
+        } else {
+            result.changes.iter().for_each(|change| log_change(change, duration_ms));
+        }
+        self.begin_grace();
+    }
+
+    fn observe(&mut self, begun: Instant, kind: SyncKind) {
+        let Observed { health, metrics } = &self.observed;
+        health.applied(begun);
+        metrics.synced(kind, begun.elapsed());
+        for change in self.waiting.drain(..) {
+            metrics.endpoints_applied(change.received.elapsed());
+            if let Some((family, at)) = change.triggered {
+                // The clocks of two machines differ.
+                metrics.network_programmed(family, at.elapsed().unwrap_or_default());
+            }
+        }
+        metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, self.without_local.values().sum());
+    }
+
+    fn all(&self) -> BTreeSet<ObjectName> {
+        let mut all: BTreeSet<_> = self.model.services().map(|service| service.name.clone()).collect();
+        all.extend(self.problems.planned().chain(self.problems.without_room()).cloned());
+        all
+    }
+
+    fn plan(&mut self, services: &BTreeSet<ObjectName>) -> Plan {
+        let mut plan = Plan::default();
+        for service in services {
+            let part = plan_service(&self.model, service);
+            let without_local = part.service_ports.iter().filter(|(name, port)| {
+                (name.family, name.endpoints) == (Family::V4, model::TrafficPolicy::Local) && port.backends.is_empty()
+            });
+            match u32::try_from(without_local.count()).unwrap_or(u32::MAX) {
+                0 => self.without_local.remove(service),
+                count => self.without_local.insert(service.clone(), count),
+            };
+            plan.service_ports.extend(part.service_ports);
+            let problems = part.problems.iter().map(ToString::to_string).collect();
+            self.problems.set(About::Plan(service.clone()), problems);
+        }
+        plan
+    }
+
+    fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) {
+        for service in services {
+            let shortages = result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
+            self.problems.set(About::Room(service.clone()), shortages.map(ToString::to_string).collect());
+        }
+        self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
+        self.observed.metrics.problems.set(gauge(self.problems.count()));
+    }
+
+    /// When to read the maps again after a write was refused.
+    pub(super) const fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// A write has failed: what the maps hold is not known any more.
+    pub(super) fn recover(&mut self) {
+        self.retry_at = None;
+        match adopt(&self.maps) {
+            Ok(state) => {
+                self.state = state;
+                self.grace = None;
+                self.touched.clear();
+                self.apply();
+            }
+            Err(error) => {
+                error!("{error:#}; trying again in {RETRY:?}");
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// The wait for a grace period that is going on.
+    pub(super) const fn grace(&mut self) -> Option<&mut JoinHandle<()>> {
+        self.grace.as_mut()
+    }
+
+    fn begin_grace(&mut self) {
+        if self.grace.is_none() && self.state.begin_grace() {
+            self.grace = Some(tokio::task::spawn_blocking(wait_for_grace_period));
+        }
+    }
+
+    /// The grace period has passed.
+    pub(super) fn end_grace(&mut self) {
+        self.grace = None;
+        self.state.release();
+        self.begin_grace();
+        // What was given back may be what these lack.
+        self.touched.extend(self.problems.without_room().cloned());
+        self.apply();
+    }
+}
+
+fn adopt(maps: &Maps) -> Result<State> {
+    // Packets may still use what an agent before has given up.
+    wait_for_grace_period();
+    let mut state = State::adopt(maps.read()?, maps.limits());
+    state.verify(|range| maps.slots(range));
+    Ok(state)
+}
+
+fn log_change(change: &ServicePortChange, duration_ms: f64) {
+    match change {
+        ServicePortChange::Backends { name, added, removed, backends } => {
+            info!(service_port = %name, added, removed, backends, duration_ms, "backends changed");
+        }
+        ServicePortChange::Removed { name } => info!(service_port = %name, "service port removed"),
+    }
+}
