@@ -192,6 +192,55 @@ fn health_is_told_to_everybody_and_metrics_to_the_node_alone() {
 }
 
 #[test]
+fn an_agent_of_an_api_server_counts_requests_and_changes_and_follows_its_node() {
+    needs_root!();
+    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "backend"]).api().build().unwrap();
+    let node = lab.node("node1");
+    let web = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80);
+    lab.api().apply(&web).unwrap();
+    let _agent = node.start_agent().unwrap();
+    let metrics = || get(node, METRICS, "/metrics").unwrap().body;
+    let text = metrics();
+    for name in ["rest_client_requests_total", "rest_client_request_duration_seconds"] {
+        assert!(text.lines().any(|line| line.starts_with(&format!("# HELP {name} "))), "{name} in:\n{text}");
+    }
+    let requests = |text: &str| {
+        text.lines().any(|line| {
+            line.starts_with("rest_client_requests_total{code=\"200\",host=\"") && line.contains("\",method=\"GET\"} ")
+        })
+    };
+    assert!(requests(&text), "{text}");
+
+    // One slice that changes what is served, and one that does not.
+    let slice =
+        |service| EndpointSliceManifest::new("default", service).port("http", Tcp, 8080).pods([lab.pod("backend")]);
+    let before = series(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_total");
+    lab.api().apply(&slice("web")).unwrap();
+    lab.api().apply(&slice("unknown")).unwrap();
+    wait_until("both are counted, and nothing is pending", SYNC, || {
+        let text = metrics();
+        let counted = series(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_total") == before + 2.0;
+        let pending = series(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_pending");
+        let applied = series(&text, "viaduct_endpoint_change_duration_seconds_count");
+        (counted && pending == 0.0 && applied >= 1.0).then_some(())
+    })
+    .unwrap();
+    assert_eq!(series(&metrics(), "viaduct_map_entries{map=\"BACKENDS_4\"}"), 1.0);
+
+    // kube-proxy's rule: traffic ends, the proxy lives.
+    let codes = || ["/healthz", "/livez"].map(|path| get(node, HEALTHZ, path).unwrap().code);
+    wait_until("the Node is known", SYNC, || (codes() == [200, 200]).then_some(())).unwrap();
+    let with_taint = |key: &str| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}, "spec": {"taints": [
+            {"key": key, "effect": "NoSchedule"}]}})
+    };
+    lab.api().apply_value(with_taint("ToBeDeletedByClusterAutoscaler")).unwrap();
+    wait_until("the Node is about to go", SYNC, || (codes() == [503, 200]).then_some(())).unwrap();
+    lab.api().apply_value(with_taint("other")).unwrap();
+    wait_until("the Node stays", SYNC, || (codes() == [200, 200]).then_some(())).unwrap();
+}
+
+#[test]
 fn probes_are_answered_while_a_large_sync_runs() {
     needs_root!();
     let lab = lab();
@@ -218,7 +267,8 @@ fn probes_are_answered_while_a_large_sync_runs() {
         let asked = Instant::now();
         assert_eq!(get(node, HEALTHZ, "/livez").unwrap().code, 200);
         slowest = slowest.max(asked.elapsed());
-        agent.log().contains("service_ports=10002").then(&synced)
+        (series(&get(node, METRICS, "/metrics").unwrap().body, "viaduct_map_entries{map=\"FRONTENDS_4\"}") == 10_002.0)
+            .then(&synced)
     });
     let sync = Duration::from_secs_f64(sync.unwrap() - before);
     assert!(slowest < sync / 2, "the slowest answer took {slowest:?}, the sync {sync:?}");
