@@ -141,6 +141,8 @@ impl Observed {
     fn new(options: &Options) -> Result<Self> {
         let health = Arc::new(Health::new(FAMILIES));
         let metrics = Metrics::new(FAMILIES, options.pins.clone()).context("cannot register the metrics")?;
+        // An API server tells whether the node may have traffic.
+        health.node(matches!(options.source, Source::Manifests(_)));
         let observed = Self { health, metrics: Arc::new(metrics) };
         if let Some(address) = options.healthz_bind_address {
             let Self { health, metrics } = observed.clone();

@@ -88,12 +88,15 @@ impl Services {
     /// Changes the model. Says how many Services may be served otherwise now.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) -> u32 {
         let touched = change(&mut self.model);
+        // Before the model is complete, waiting is no failure.
+        if self.complete && !touched.is_empty() {
+            self.observed.health.queued();
+        }
         let count = u32::try_from(touched.len()).unwrap_or(u32::MAX);
         // The first time everything is looked at anyway.
         if self.synced {
             self.touched.extend(touched);
         }
-        self.observed.health.queued();
         count
     }
 
@@ -106,13 +109,20 @@ impl Services {
     }
 
     /// The model holds all that there is: before this, nothing in the maps is touched.
-    pub(super) const fn complete(&mut self) {
-        self.complete = true;
+    pub(super) fn complete(&mut self) {
+        if !std::mem::replace(&mut self.complete, true) {
+            self.observed.health.queued();
+        }
     }
 
     /// Makes the maps equal to the model, as far as they may differ.
     pub(super) fn apply(&mut self) {
-        if !self.complete || self.retry_at.is_some() || (self.synced && self.touched.is_empty()) {
+        if !self.complete || self.retry_at.is_some() {
+            return;
+        }
+        if self.synced && self.touched.is_empty() {
+            self.waiting.clear();
+            self.observed.metrics.nothing_pending();
             return;
         }
         let begun = Instant::now();
@@ -140,6 +150,7 @@ impl Services {
     }
 
     fn observe(&mut self, begun: Instant, kind: SyncKind) {
+        self.observe_usage();
         let Observed { health, metrics } = &self.observed;
         health.applied(begun);
         metrics.synced(kind, begun.elapsed());
@@ -151,6 +162,12 @@ impl Services {
             }
         }
         metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, self.without_local.values().sum());
+    }
+
+    fn observe_usage(&self) {
+        for (map, used, size) in self.state.usage() {
+            self.observed.metrics.map_usage(map, used, size);
+        }
     }
 
     fn all(&self) -> BTreeSet<ObjectName> {
@@ -223,6 +240,7 @@ impl Services {
     pub(super) fn end_grace(&mut self) {
         self.grace = None;
         self.state.release();
+        self.observe_usage();
         self.begin_grace();
         // What was given back may be what these lack.
         self.touched.extend(self.problems.without_room().cloned());

@@ -8,12 +8,14 @@
 //! All `unsafe` of the agent is in `shared_array` and `grace`.
 
 pub mod attach;
+mod figures;
 mod grace;
 mod maps;
 mod object;
 mod pins;
 mod shared_array;
 
+pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub use object::{Handover, OBJECT, Object, Settings};

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
@@ -13,9 +12,6 @@ use crate::model::Family;
 
 /// How long a change may wait: twice kube-proxy's default of `syncPeriod`.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The cluster autoscaler's mark on a node that it is about to remove.
-const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// The health of one agent, shared between its loop and its servers. Ages are those of the monotonic clock.
 #[derive(Debug)]
@@ -57,14 +53,6 @@ struct Status {
     healthy: bool,
 }
 
-/// Whether load balancers may send traffic to this node.
-#[must_use]
-pub fn eligible(node: Option<&Node>) -> bool {
-    let Some(node) = node else { return false };
-    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == TO_BE_DELETED)
-}
-
 impl Health {
     /// Of an agent that starts and serves these families: healthy, and its node eligible.
     #[must_use]
@@ -89,7 +77,7 @@ impl Health {
         state.applied = Some(Instant::now());
     }
 
-    /// Tells of the Node of this agent, see [`eligible`]. It counts for /healthz alone.
+    /// Tells of the Node of this agent, and whether load balancers may send traffic to it. It counts for /healthz alone.
     pub fn node(&self, eligible: bool) {
         self.lock().node_eligible = eligible;
     }
@@ -206,14 +194,5 @@ mod tests {
                 "healthy": false, "status": {"IPv4": {"lastUpdated": applied, "healthy": false}},
             })
         );
-    }
-
-    #[test]
-    fn a_node_is_eligible_unless_it_is_unknown_or_about_to_go() {
-        let node = |value| serde_json::from_value::<Node>(value).unwrap();
-        assert!(!eligible(None));
-        assert!(eligible(Some(&node(json!({"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}})))));
-        assert!(!eligible(Some(&node(json!({"metadata": {"deletionTimestamp": "2027-01-15T08:00:00Z"}})))));
-        assert!(!eligible(Some(&node(json!({"spec": {"taints": [{"key": TO_BE_DELETED, "effect": "NoSchedule"}]}})))));
     }
 }

@@ -1,4 +1,4 @@
-//! What only the kernel knows: packets by reason, and how full the maps are.
+//! What only the kernel knows: packets by reason, and how many flows there are.
 
 use std::time::Instant;
 
@@ -6,57 +6,58 @@ use anyhow::Result;
 use lb_common::abi::Reason;
 use prometheus::{IntCounterVec, IntGaugeVec};
 
-use crate::dataplane::{Maps, Pins};
+use crate::dataplane::{Figures, Pins};
 
-/// Entries are counted one by one, which takes some 0.1 s in a full table of flows: never for more than this part of the time.
+/// Flows are counted one by one, 0.2 s for a full table: never for more than this part of the time.
 const SHARE_OF_TIME: u32 = 100;
 
-/// The maps of this node, read when somebody asks for metrics.
+/// The pinned maps, read when somebody asks for metrics.
 pub(super) struct Kernel {
     pins: Pins,
-    maps: Option<Maps>,
+    figures: Option<Figures>,
     count_at: Instant,
 }
 
 /// Where the figures go.
-pub(super) struct Figures {
+pub(super) struct Targets {
     pub(super) entries: IntGaugeVec,
     pub(super) max_entries: IntGaugeVec,
     pub(super) dropped: IntCounterVec,
     pub(super) passed: IntCounterVec,
 }
 
-impl Figures {
+impl Targets {
     pub(super) fn packets(&self, reason: Reason) -> &IntCounterVec {
         if reason.drops() { &self.dropped } else { &self.passed }
+    }
+
+    pub(super) fn map(&self, name: &str, used: usize, size: u32) {
+        self.entries.with_label_values(&[name]).set(i64::try_from(used).unwrap_or(i64::MAX));
+        self.max_entries.with_label_values(&[name]).set(size.into());
     }
 }
 
 impl Kernel {
     pub(super) fn new(pins: Pins) -> Self {
-        Self { pins, maps: None, count_at: Instant::now() }
+        Self { pins, figures: None, count_at: Instant::now() }
     }
 
-    /// Brings the figures up to date.
-    pub(super) fn read(&mut self, figures: &Figures) -> Result<()> {
-        let maps = match &self.maps {
-            Some(maps) => maps,
-            None => self.maps.insert(Maps::open(&self.pins, false)?),
+    /// Brings the metrics up to date.
+    pub(super) fn read(&mut self, targets: &Targets) -> Result<()> {
+        let figures = match &self.figures {
+            Some(figures) => figures,
+            None => self.figures.insert(Figures::open(&self.pins)?),
         };
-        for (reason, packets) in maps.reasons()? {
-            let counter = figures.packets(reason).with_label_values(&[reason.name()]);
+        for (reason, packets) in figures.reasons()? {
+            let counter = targets.packets(reason).with_label_values(&[reason.name()]);
             counter.inc_by(packets.saturating_sub(counter.get()));
         }
         let begun = Instant::now();
-        if begun < self.count_at {
-            return Ok(());
+        if begun >= self.count_at {
+            let flows = figures.flows()?;
+            targets.map(flows.name, flows.used, flows.size);
+            self.count_at = Instant::now() + begun.elapsed() * SHARE_OF_TIME;
         }
-        for map in maps.usage()? {
-            let used = i64::try_from(map.used).unwrap_or(i64::MAX);
-            figures.entries.with_label_values(&[map.name]).set(used);
-            figures.max_entries.with_label_values(&[map.name]).set(i64::from(map.size));
-        }
-        self.count_at = Instant::now() + begun.elapsed() * SHARE_OF_TIME;
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use prometheus::{
 };
 use tracing::debug;
 
-use super::kernel::{Figures, Kernel};
+use super::kernel::{Kernel, Targets};
 use super::{RestMetrics, family_name};
 use crate::dataplane::Pins;
 use crate::model::Family;
@@ -50,7 +50,7 @@ pub struct Metrics {
     /// Failed lists and watches.
     pub api_errors: IntCounter,
 
-    figures: Figures,
+    targets: Targets,
     kernel: Mutex<Kernel>,
 }
 
@@ -85,8 +85,12 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         let sync_buckets = exponential_buckets(0.001, 2.0, 15)?;
-        let figures = Figures {
-            entries: add.gauges("viaduct_map_entries", "Entries of a map that are in use.", &["map"])?,
+        let targets = Targets {
+            entries: add.gauges(
+                "viaduct_map_entries",
+                "Entries of a map that are in use, or were and cannot be reused yet.",
+                &["map"],
+            )?,
             max_entries: add.gauges("viaduct_map_max_entries", "Entries that a map has room for.", &["map"])?,
             dropped: add.counters("viaduct_dropped_packets_total", "Packets dropped, by reason.", &["reason"])?,
             passed: add.counters(
@@ -174,7 +178,7 @@ impl Metrics {
             )?,
             shortages: add.gauge("viaduct_shortages", "Services for which a map has no room.")?,
             api_errors: add.counter("viaduct_api_errors_total", "Failed lists and watches of the API server.")?,
-            figures,
+            targets,
             kernel: Mutex::new(Kernel::new(pins)),
             families: families.iter().map(|&family| family_name(family)).collect(),
             registry,
@@ -202,7 +206,7 @@ impl Metrics {
             }
         }
         for &reason in Reason::ALL {
-            self.figures.packets(reason).with_label_values(&[reason.name()]);
+            self.targets.packets(reason).with_label_values(&[reason.name()]);
         }
     }
 
@@ -236,8 +240,18 @@ impl Metrics {
             }
             self.last_applied.with_label_values(&[family]).set(unix_time());
         });
+        self.nothing_pending();
+    }
+
+    /// Whatever has come is nothing that the maps show.
+    pub fn nothing_pending(&self) {
         self.endpoint_changes_pending.set(0);
         self.service_changes_pending.set(0);
+    }
+
+    /// How full a map is that the agent writes.
+    pub fn map_usage(&self, map: &str, used: usize, size: u32) {
+        self.targets.map(map, used, size);
     }
 
     /// A change of endpoints is in the maps, so long after it came to this agent.
@@ -275,7 +289,7 @@ impl Metrics {
     /// # Errors
     /// When one has a name that the format does not allow.
     pub fn text(&self) -> prometheus::Result<String> {
-        if let Err(error) = self.kernel.lock().unwrap_or_else(PoisonError::into_inner).read(&self.figures) {
+        if let Err(error) = self.kernel.lock().unwrap_or_else(PoisonError::into_inner).read(&self.targets) {
             // An agent that starts has no maps yet; later it says itself what is wrong with them.
             debug!("no figures of the maps: {error:#}");
         }

@@ -9,7 +9,7 @@ mod metrics;
 mod rest;
 pub mod serve;
 
-pub use health::{Health, eligible};
+pub use health::Health;
 pub use metrics::{Metrics, SyncKind, TrafficPolicy};
 pub use rest::{Counted, RestMetrics};
 
