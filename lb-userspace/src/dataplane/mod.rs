@@ -17,7 +17,7 @@ mod shared_array;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub use object::{OBJECT, Object, Settings};
-pub(crate) use pins::require_root;
+pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 
 use lb_common::Tuple4;
