@@ -31,6 +31,7 @@
 //! Running Viaduct in it:
 //!
 //! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
+//! - [`daemonset`]: what an agent in a cluster is given.
 //! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
 //!
 //! Sending traffic and judging it:
@@ -51,6 +52,7 @@ pub mod addresses;
 pub mod agent;
 pub mod client;
 pub mod command;
+pub mod daemonset;
 pub mod datapath;
 pub mod deadline;
 pub mod lab;

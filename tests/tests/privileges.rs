@@ -10,7 +10,8 @@ use std::process::{Child, Command, Stdio};
 use viaduct_tests::Protocol::Tcp;
 use viaduct_tests::deadline::AGENT_READY;
 use viaduct_tests::{
-    EndpointSliceManifest, HttpServer, Lab, Node, ServiceManifest, Topology, agent, http_get, needs_root, wait_until,
+    EndpointSliceManifest, HttpServer, Lab, Node, ServiceManifest, Topology, agent, daemonset, http_get, needs_root,
+    wait_until,
 };
 
 const WEB: &str = "10.96.0.10:80";
@@ -24,7 +25,7 @@ const NO_KERNEL_TYPES: &str = "set -e; mount -t tmpfs none /sys/kernel/btf";
 fn the_capabilities_of_the_daemonset_suffice_to_attach_serve_restart_and_clean_up() {
     needs_root!();
     let cluster = Cluster::new();
-    let capabilities = daemonset_capabilities();
+    let capabilities = daemonset::capabilities().unwrap();
     let first = cluster.start("true", &capabilities);
     cluster.assert_served_by("web1");
     drop(first);
@@ -43,7 +44,7 @@ fn the_capabilities_of_the_daemonset_suffice_to_attach_serve_restart_and_clean_u
 fn each_missing_capability_is_named_and_leaves_the_datapath_as_it_was() {
     needs_root!();
     let cluster = Cluster::new();
-    let capabilities = daemonset_capabilities();
+    let capabilities = daemonset::capabilities().unwrap();
     drop(cluster.start("true", &capabilities));
     let before = cluster.datapath();
     for dropped in &capabilities {
@@ -75,7 +76,7 @@ fn sys_admin_stands_for_the_newer_capabilities() {
 fn a_read_only_bpf_file_system_is_named_and_leaves_the_datapath_as_it_was() {
     needs_root!();
     let cluster = Cluster::new();
-    let capabilities = daemonset_capabilities();
+    let capabilities = daemonset::capabilities().unwrap();
     let fresh = one_line(cluster.agent(READ_ONLY, &capabilities));
     assert!(fresh.contains("is on a BPF file system that is mounted read-only: remount it"), "{fresh}");
     drop(cluster.start("true", &capabilities));
@@ -91,7 +92,7 @@ fn a_read_only_bpf_file_system_is_named_and_leaves_the_datapath_as_it_was() {
 fn a_kernel_that_does_not_tell_its_types_is_served() {
     needs_root!();
     let cluster = Cluster::new();
-    let _agent = cluster.start(NO_KERNEL_TYPES, &daemonset_capabilities());
+    let _agent = cluster.start(NO_KERNEL_TYPES, &daemonset::capabilities().unwrap());
     cluster.assert_served_by("web1");
 }
 
@@ -189,12 +190,4 @@ fn one_line(mut command: Command) -> String {
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(error.starts_with("error: "), "{error}");
     error
-}
-
-/// As the manifest has them: `add: [BPF, NET_ADMIN, PERFMON]`.
-fn daemonset_capabilities() -> Vec<String> {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/base/daemonset.yaml");
-    let text = fs::read_to_string(manifest).unwrap();
-    let list = text.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']')).unwrap();
-    list.split(", ").map(str::to_owned).collect()
 }
