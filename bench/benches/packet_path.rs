@@ -22,7 +22,7 @@ use lb_common::abi::{Flow4, Hook};
 use lb_common::tuple::Zero;
 use lb_common::{Protocol, Tuple4};
 use lb_userspace::dataplane::Object;
-use lb_userspace::model::ObjectName;
+use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
 use lb_userspace::state::State;
 use viaduct_tests::datapath::{Datapath, Input, MARK, Verdict};
@@ -177,9 +177,10 @@ fn chain() -> Plan {
             let (address, port) = ((*dialled.ip()).into(), dialled.port());
             let frontend = Frontend { address, port, protocol: Protocol::Tcp, scope: Scope::Cluster };
             let object = ObjectName::new("default", &format!("link-{index:04}"));
-            let name = ServicePortName { object, port: "".into(), protocol: Protocol::Tcp };
+            let (family, endpoints) = (Family::V4, TrafficPolicy::Cluster);
+            let name = ServicePortName { object, port: "".into(), protocol: Protocol::Tcp, family, endpoints };
             let backends = vec![Backend { address: in_chain(index + 1).into(), terminating: false }];
-            (name, ServicePortPlan { frontends: [frontend].into(), backends })
+            (name, ServicePortPlan { frontends: [frontend].into(), backends, ..ServicePortPlan::default() })
         })
         .collect();
     Plan { service_ports, problems: Vec::new() }

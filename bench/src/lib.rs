@@ -5,12 +5,14 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Criterion;
 use lb_common::Protocol;
 use lb_userspace::model::{
-    Endpoint, EndpointSlice, Family, Model, ObjectName, Origin, Service, ServicePort, SlicePort, TrafficPolicy,
+    Endpoint, EndpointSlice, Family, Model, ObjectName, Origin, Service, ServicePort, SlicePort, Topology,
+    TrafficPolicy,
 };
 use lb_userspace::state::{Found, Limits, State};
 
@@ -86,6 +88,8 @@ pub fn service(number: u32) -> Service {
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: SERVICE_PORT, node_port: None }],
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        health_check_node_port: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
@@ -95,20 +99,22 @@ pub fn service(number: u32) -> Service {
 /// The slice of a Service; if `changed`, one of its endpoints was replaced by another.
 #[must_use]
 pub fn slice(number: u32, changed: bool) -> EndpointSlice {
+    let topology = Arc::new(Topology { node: Some("node-1".into()), ..Topology::default() });
     EndpointSlice {
         name: ObjectName::new("default", &format!("{}-1", name(number))),
         service: name(number).into(),
         family: Family::V4,
-        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: TARGET_PORT }],
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: TARGET_PORT }].into(),
         endpoints: endpoint_addresses(number, changed)
             .map(|address| Endpoint {
                 address: IpAddr::V4(address),
                 ready: true,
                 serving: true,
                 terminating: false,
-                node: Some("node-1".into()),
+                topology: topology.clone(),
             })
             .collect(),
+        triggered: None,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::addr::Address4;
 use crate::tuple::{Protocol, Tuple4, Zero};
 
 /// Version of everything in this module. Maps are pinned in a folder that carries it.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Who dials a frontend. The traffic policies of a service differ between the two.
 #[repr(u8)]
@@ -20,6 +20,40 @@ pub enum Scope {
     Cluster = 0,
     /// Everybody else.
     External = 1,
+}
+
+/// Which endpoints of a Service may be chosen.
+#[repr(u8)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub enum TrafficPolicy {
+    /// All endpoints of the cluster.
+    #[default]
+    Cluster = 0,
+    /// Those on this node only.
+    Local = 1,
+}
+
+/// An IP family.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum Family {
+    /// 32-bit addresses.
+    V4 = 4,
+    /// 128-bit addresses.
+    V6 = 6,
+}
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: core::net::IpAddr) -> Self {
+        match address {
+            core::net::IpAddr::V4(_) => Self::V4,
+            core::net::IpAddr::V6(_) => Self::V6,
+        }
+    }
 }
 
 /// Key of `FRONTENDS_4`: what a client dials.
@@ -196,9 +230,13 @@ pub struct ServiceName {
     pub port: Name,
     /// Transport protocol.
     pub protocol: Protocol,
+    /// Family of its frontends and backends.
+    pub family: Family,
+    /// Which endpoints are its backends: frontends of one port may differ in that.
+    pub endpoints: TrafficPolicy,
 }
 
-const _: () = assert!(size_of::<ServiceName>() == 190);
+const _: () = assert!(size_of::<ServiceName>() == 192);
 
 /// Value of `SERVICE_STATS`, per CPU.
 #[repr(C)]
@@ -216,6 +254,16 @@ pub struct ServiceStats {
 pub struct BackendStats {
     /// Flows made to this backend.
     pub connections: u64,
+}
+
+/// How a node changes between another proxy and Viaduct: values of the programs' global `HANDOVER`.
+pub mod handover {
+    /// No other proxy serves this node.
+    pub const NONE: u32 = 0;
+    /// TCP packets in mid-stream that belong to no flow pass on untouched.
+    pub const FROM_ANOTHER: u32 = 1;
+    /// Packets that belong to no flow pass on untouched.
+    pub const TO_ANOTHER: u32 = 2;
 }
 
 macro_rules! reasons {

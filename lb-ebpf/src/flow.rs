@@ -5,7 +5,7 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Flow4, FrontendKey4, Hook, Reason, Scope};
+use lb_common::abi::{Flow4, FrontendKey4, Hook, Reason, Scope, handover};
 use lb_common::tuple::Zero;
 use lb_common::{Protocol, Tuple4};
 
@@ -65,6 +65,9 @@ pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
         }
         return Ok(());
     };
+    if is_left_to_another_proxy(packet) {
+        return Ok(());
+    }
     let to = open(packet, frontend.service_port).map_err(|reason| service_drop(frontend.service_port, reason))?;
     rewrite(ctx, packet, &to)?;
     set_mark(ctx);
@@ -151,6 +154,21 @@ fn account(packet: &Packet, entry: *mut Flow4, now: u64) {
         if packet.is_reset() {
             (*entry).reset = true;
         }
+    }
+}
+
+/// Which connections another proxy on this node serves, as [`handover`] says. Set by the agent at load.
+#[unsafe(no_mangle)]
+static HANDOVER: u32 = handover::NONE;
+
+/// Whether a packet for a frontend, without a flow, belongs to a connection that another proxy has opened or is to open.
+#[inline(always)]
+fn is_left_to_another_proxy(packet: &Packet) -> bool {
+    // SAFETY: a constant of this object; volatile, since the agent patches it after compilation.
+    match unsafe { (&raw const HANDOVER).read_volatile() } {
+        handover::FROM_ANOTHER => packet.tuple.protocol == Protocol::Tcp && !packet.is_syn(),
+        handover::TO_ANOTHER => true,
+        _ => false,
     }
 }
 

@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod config;
 pub mod dataplane;
 pub mod interfaces;
 pub mod maglev;

@@ -13,8 +13,9 @@ use lb_common::hash::mix;
 /// Length of the longest table.
 const MAX_LEN: usize = 1 << 20;
 
-/// Slots per backend, at least: the shares of two backends differ by one slot, so by at most one percent.
-const SLOTS_PER_BACKEND: usize = 100;
+/// Slots per backend, at least. The shares of two backends differ by one slot, so by two and a half percent at most, which takes some
+/// ten thousand connections to tell from chance; a hundred slots a backend would take 40 MiB for 10,000 services with ten.
+const SLOTS_PER_BACKEND: usize = 40;
 
 /// Number of slots for `backends` backends: a power of two, 0 for none, 1 for one.
 ///
@@ -127,15 +128,15 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_a_power_of_two_with_a_hundred_slots_per_backend() {
+    fn the_table_is_a_power_of_two_with_40_slots_per_backend_or_more() {
         for (count, len) in [
             (0, 0),
             (1, 1),
-            (2, 256),
-            (3, 512),
-            (10, 1024),
-            (1000, 131_072),
-            (10_485, MAX_LEN),
+            (2, 128),
+            (3, 128),
+            (10, 512),
+            (1000, 65_536),
+            (26_215, MAX_LEN),
             (100_000, MAX_LEN),
             (usize::MAX, MAX_LEN),
         ] {
@@ -149,7 +150,7 @@ mod tests {
         let expected = [2_224_442_896_853_567_825, 3_842_977_294_360_587_590, 3_746_585_686_858_627_171];
         assert_eq!(v4.map(|address| hash(&address)), expected);
         assert_eq!(hash(&"[2001:db8::1]:53".parse().unwrap()), 5_935_980_412_017_271_028);
-        assert_eq!(slots(&v4)[..16], [2, 2, 0, 2, 1, 2, 2, 0, 2, 1, 2, 2, 0, 2, 2, 2]);
+        assert_eq!(slots(&v4)[..16], [1, 2, 1, 2, 1, 2, 0, 1, 2, 1, 2, 1, 2, 0, 2, 2]);
     }
 
     #[test]
@@ -175,21 +176,22 @@ mod tests {
         assert!(elapsed.as_millis() < 1000, "{elapsed:?}");
     }
 
-    /// Measured over some thousand removals each: 4 to 10 backends 1.5 to 2.5 % of the table on average and one share at
-    /// worst; 40 backends 2.3 % and 4.1 %; 300 backends 1.3 % and 1.4 %.
+    /// Measured over 40 sets of backends each: 3 backends 1.4 % on average, 6 to 20 backends 3.6 to 4.1 %. Few sets are far
+    /// worse, up to 13 %: two of their backends take slots in nearly the same order.
     #[test]
-    fn a_backend_that_leaves_moves_three_percent_of_the_other_slots_on_average() {
-        for count in [4_u32, 5, 10, 40, 163] {
-            let all = backends(count);
-            let moved: usize = (0..all.len())
-                .map(|gone| {
+    fn a_backend_that_leaves_moves_five_percent_of_the_other_slots_on_average() {
+        for count in [3_u32, 5, 6, 10, 12, 20] {
+            let (mut all_moved, mut all_slots) = (0, 0);
+            for first in (0..40).map(|set| set * 100) {
+                let all: Vec<_> = (first..first + count).map(backend).collect();
+                for gone in 0..all.len() {
                     let mut rest = all.clone();
                     rest.remove(gone);
-                    moved(&all, &rest)
-                })
-                .sum();
-            let slots = len_for(all.len()) * all.len();
-            assert!(moved * 100 <= slots * 3, "{count} backends: {moved} of {slots} slots");
+                    all_moved += moved(&all, &rest);
+                    all_slots += len_for(all.len());
+                }
+            }
+            assert!(all_moved * 100 <= all_slots * 5, "{count} backends: {all_moved} of {all_slots} slots");
         }
     }
 

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use lb_userspace::cli::Command;
 
 fn main() -> ExitCode {
-    match Command::parse().run() {
+    match Command::main() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -5,10 +5,11 @@
 //! | 10.244.N.0/24 | pods of the Nth node; .1 is the bridge where there is one, pods start at .10 |
 //! | 172.31.N.0/30 | uplink of the Nth node: .1 the fabric, .2 the node (its InternalIP) |
 //! | 192.0.2.0/30 | the outside client: .1 the fabric, .2 the client |
+//! | 198.51.100.1 | the API server, in the fabric |
 //! | 169.254.1.1 | the gateway that pods of a routed node see; configured nowhere |
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// An address together with the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,4 +80,10 @@ pub fn outside() -> Prefix {
 #[must_use]
 pub fn outside_uplink() -> Prefix {
     Prefix { address: Ipv4Addr::new(192, 0, 2, 1).into(), length: 30 }
+}
+
+/// The API server, which every node and pod reaches by its default route.
+#[must_use]
+pub fn api_server() -> SocketAddr {
+    (Ipv4Addr::new(198, 51, 100, 1), 6443).into()
 }

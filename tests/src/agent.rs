@@ -58,7 +58,7 @@ impl Agent {
     }
 
     /// Returns when the agent has applied its first complete sync.
-    pub(crate) fn wait_until_ready(&self) -> Result<()> {
+    pub fn wait_until_ready(&self) -> Result<()> {
         let ready = || {
             // The status first: an agent that ended right after the line was ready all the same.
             let ended = self.lock().try_wait().ok().flatten();

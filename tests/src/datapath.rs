@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::Protocol;
-use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
-use lb_userspace::model::ObjectName;
+use lb_userspace::dataplane::{Handover, Maps, OBJECT, Object, Pins, Settings, Sizes};
+use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
 use lb_userspace::state::{Limits, State};
 
@@ -87,7 +87,7 @@ impl Datapath {
         let pins = Pins::new(reaper.bpffs());
         pins.create()?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
-        let settings = Settings { seed: SEED, mark: MARK };
+        let settings = Settings { seed: SEED, mark: MARK, handover: Handover::None };
         let object = Object::load(object, &pins, &Sizes { limits, flows: 1 << 16 }, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());
@@ -104,7 +104,10 @@ impl Datapath {
     ) -> Result<()> {
         let frontend = Frontend { address: frontend.ip(), port: frontend.port(), protocol, scope: Scope::Cluster };
         let backends = backends.iter().map(|&address| Backend { address, terminating: false }).collect();
-        self.plan.service_ports.insert(key(name, protocol), ServicePortPlan { frontends: [frontend].into(), backends });
+        self.plan.service_ports.insert(
+            key(name, protocol),
+            ServicePortPlan { frontends: [frontend].into(), backends, ..ServicePortPlan::default() },
+        );
         self.publish()
     }
 
@@ -189,7 +192,13 @@ impl Datapath {
 }
 
 fn key(name: &str, protocol: Protocol) -> ServicePortName {
-    ServicePortName { object: ObjectName::new("default", name), port: "".into(), protocol }
+    ServicePortName {
+        object: ObjectName::new("default", name),
+        port: "".into(),
+        protocol,
+        family: Family::V4,
+        endpoints: TrafficPolicy::Cluster,
+    }
 }
 
 const BPF_PROG_TEST_RUN: libc::c_int = 10;

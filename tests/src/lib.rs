@@ -31,6 +31,7 @@
 //! Running Viaduct in it:
 //!
 //! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
+//! - [`apiserver`]: a Kubernetes API server that a test fills, and that fails on demand.
 //! - [`daemonset`]: what an agent in a cluster is given.
 //! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
 //!
@@ -50,6 +51,7 @@
 
 pub mod addresses;
 pub mod agent;
+pub mod apiserver;
 pub mod client;
 pub mod command;
 pub mod daemonset;
@@ -66,6 +68,7 @@ pub mod statistics;
 pub mod wiring;
 
 pub use agent::Agent;
+pub use apiserver::ApiServer;
 pub use client::{HttpAnswer, HttpConnection, Tally, bulk_http, bulk_udp, http_get};
 pub use deadline::{scaled, wait_until};
 pub use lab::{Lab, Node, Outside, Pod};

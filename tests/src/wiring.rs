@@ -78,6 +78,12 @@ impl Wiring {
         self.create(fabric, Role::Fabric);
     }
 
+    /// The address of an API server in the fabric.
+    pub fn api_server(&mut self, fabric: &Namespace) {
+        let address = addresses::host(addresses::api_server().ip());
+        self.add(fabric, format!("address add {address} dev lo"));
+    }
+
     /// A client beyond the fabric.
     pub fn outside(&mut self, outside: &Namespace, fabric: &Namespace) {
         self.create(outside, Role::Host);

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use lb_userspace::dataplane::Pins;
 use viaduct_tests::Protocol::Tcp;
 use viaduct_tests::deadline::SYNC;
 use viaduct_tests::{
@@ -177,10 +178,10 @@ fn maps_of_another_size_or_layout_are_named_with_the_remedy() {
     assert!(error.contains("FLOWS_4 has room for 65536 entries, the flags ask for 4096"), "{error}");
     assert!(error.contains("viaduct cleanup"), "{error}");
 
-    fs::rename(node.bpffs().join("v1"), node.bpffs().join("v999")).unwrap();
+    fs::rename(Pins::new(node.bpffs()).layout(), node.bpffs().join("v999")).unwrap();
     let error = error_of(viaduct(node).args(["service", "list", "--bpffs"]).arg(node.bpffs()));
     assert!(error.starts_with("error: layout mismatch: the maps in "), "{error}");
-    assert!(error.contains("have layout 999, this viaduct reads layout 1"), "{error}");
+    assert!(error.contains("have layout 999, this viaduct reads layout 2"), "{error}");
 }
 
 #[test]
@@ -201,7 +202,10 @@ fn errors_say_what_is_missing_and_how_to_get_it() {
     assert!(error_of(viaduct_as_nobody(&lab).args(arguments)).contains("viaduct needs root"));
     for (flags, expected) in [
         (["--manifests", "/tmp/there-is-no-such-folder"], "/tmp/there-is-no-such-folder: is not a folder: create it"),
-        (["--log-level", "banana"], "--log-level banana: give error, warn, info, debug or trace"),
+        (
+            ["--log-level", "banana"],
+            "invalid value 'banana' for '--log-level <LEVEL>': give error, warn, info, debug or trace",
+        ),
         (["--pod-interfaces", ""], "give at least one pattern"),
         (["--mark", "3"], "give one bit of 32"),
         (["--max-slots", "1000"], "give a power of two"),
@@ -333,7 +337,7 @@ fn a_pin_that_somebody_removes_is_put_back() {
     let _server = lab.pod("backend").http_server(8080).unwrap();
     lab.node("node1").start_agent().unwrap();
     let web = "10.96.0.10:80".parse().unwrap();
-    for link in fs::read_dir(lab.node("node1").bpffs().join("v1/links")).unwrap() {
+    for link in fs::read_dir(Pins::new(lab.node("node1").bpffs()).links()).unwrap() {
         fs::remove_file(link.unwrap().path()).unwrap();
     }
     // Any change of interfaces makes the agent look.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod cleanup;
+mod config;
 mod flow;
 mod output;
 mod service;
@@ -10,8 +11,9 @@ mod status;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
+use crate::config::Configuration;
 use crate::dataplane::{Maps, Pins};
 
 /// Serves Kubernetes Services on this node with eBPF.
@@ -55,7 +57,10 @@ enum Format {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     /// Run on this node: keep the maps equal to the Services, attach the programs to the interfaces of pods.
-    Agent(agent::Arguments),
+    Agent(Box<agent::Arguments>),
+    /// The options of the agent.
+    #[command(subcommand)]
+    Config(ConfigCommands),
     /// Services as this node serves them.
     #[command(subcommand)]
     Service(ServiceCommands),
@@ -69,6 +74,12 @@ enum Subcommands {
     Status(OutputOptions),
     /// Detach all programs and remove all maps of this node. Translated connections break.
     Cleanup(OutputOptions),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommands {
+    /// Show which options are in force for an agent with these flags, and where each comes from.
+    Show(Box<config::ShowArguments>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,14 +101,23 @@ enum FlowCommands {
 }
 
 impl Command {
-    /// Does what the command line asks for.
+    /// Does what the command line asks for. Ends the process where it cannot be understood, or asks for help.
     ///
     /// # Errors
     /// One line that says what is wrong and what to do.
-    pub fn run(self) -> Result<()> {
+    pub fn main() -> Result<()> {
+        let arguments: Vec<_> = std::env::args_os().collect();
+        match crate::config::parse(&Self::command(), &arguments) {
+            Ok((matches, configuration)) => Self::from_arg_matches(&matches)?.run(configuration),
+            Err(error) => Err(error.downcast::<clap::Error>().map_or_else(|error| error, |error| error.exit())),
+        }
+    }
+
+    fn run(self, configuration: Configuration) -> Result<()> {
         let pins = self.common.pins();
         match self.command {
-            Subcommands::Agent(arguments) => arguments.run(pins),
+            Subcommands::Agent(arguments) => arguments.run(pins, configuration),
+            Subcommands::Config(ConfigCommands::Show(arguments)) => arguments.show(&configuration),
             Subcommands::Service(ServiceCommands::List(options)) => service::services(&open(&pins)?, options.output),
             Subcommands::Backend(BackendCommands::List(options)) => service::backends(&open(&pins)?, options.output),
             Subcommands::Flow(FlowCommands::List(options)) => flow::list(&open(&pins)?, options.output),

@@ -16,7 +16,7 @@ mod shared_array;
 
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
-pub use object::{OBJECT, Object, Settings};
+pub use object::{Handover, OBJECT, Object, Settings};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 

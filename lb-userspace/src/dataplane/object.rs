@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::MapData;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::handover;
 
 use super::{MapShape, Pins, Sizes};
 
@@ -17,6 +18,22 @@ pub struct Settings {
     pub seed: u64,
     /// Bits of the packet mark that say "translated on this node"; 0 for none.
     pub mark: u32,
+    /// Which connections are left to another proxy.
+    pub handover: Handover,
+}
+
+/// How connections fare while a node changes between kube-proxy and Viaduct.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Handover {
+    /// No other proxy serves this node.
+    #[default]
+    None = handover::NONE,
+    /// TCP packets of connections that Viaduct has not opened pass on untouched, so that connections opened through
+    /// kube-proxy live on.
+    FromKubeProxy = handover::FROM_ANOTHER,
+    /// No new connections are translated, those that Viaduct has opened live on.
+    ToKubeProxy = handover::TO_ANOTHER,
 }
 
 /// The loaded programs.
@@ -40,7 +57,11 @@ impl Object {
             check_pinned(pins, shape)?;
         }
         let mut loader = EbpfLoader::new();
-        loader.override_global("SEED", &settings.seed, true).override_global("MARK", &settings.mark, true);
+        let handover = settings.handover as u32;
+        loader
+            .override_global("SEED", &settings.seed, true)
+            .override_global("MARK", &settings.mark, true)
+            .override_global("HANDOVER", &handover, true);
         for shape in &shapes {
             loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pins.map(shape.name));
         }

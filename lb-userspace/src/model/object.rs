@@ -6,7 +6,9 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::Protocol;
+pub use lb_common::abi::{Family, TrafficPolicy};
 
 use super::Origin;
 
@@ -56,16 +58,34 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// Ports with names and numbers that are unique within the Service.
     pub ports: Vec<ServicePort>,
-    /// Addresses outside the cluster's range at which it is served as well.
+    /// Addresses outside the cluster's range at which it is served as well: sorted, each once.
     pub external_ips: Vec<IpAddr>,
-    /// Addresses that a load balancer passes through unchanged (ipMode VIP).
+    /// Addresses that a load balancer passes through unchanged (ipMode VIP): sorted, each once.
     pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may dial the addresses of the load balancer; empty: everybody.
+    pub source_ranges: Vec<IpNet>,
+    /// Where a load balancer asks whether this node has endpoints; only where `external_policy` is `Local`.
+    pub health_check_node_port: Option<NonZeroU16>,
     /// Which endpoints clients within the cluster get.
     pub internal_policy: TrafficPolicy,
     /// Which endpoints clients outside get; `Local` only where the type of the Service lets it count.
     pub external_policy: TrafficPolicy,
     /// How long a client stays with its endpoint after its last new connection; `None` without session affinity.
     pub affinity: Option<Duration>,
+}
+
+impl Service {
+    /// Addresses beside the cluster IPs at which it is served, each once: a Service has none in a family in which it has no
+    /// cluster IP.
+    pub fn external_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let known = |family| self.cluster_ips.iter().any(|&address| Family::of(address) == family);
+        let also_external = |address: &&IpAddr| self.external_ips.binary_search(address).is_ok();
+        self.external_ips
+            .iter()
+            .chain(self.load_balancer_ips.iter().filter(move |address| !also_external(address)))
+            .copied()
+            .filter(move |&address| known(Family::of(address)) && !self.cluster_ips.contains(&address))
+    }
 }
 
 /// A port of a Service.
@@ -81,36 +101,6 @@ pub struct ServicePort {
     pub node_port: Option<NonZeroU16>,
 }
 
-/// Which endpoints may be chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TrafficPolicy {
-    /// All endpoints of the cluster.
-    #[default]
-    Cluster,
-    /// Those on this node only.
-    Local,
-}
-
-/// An IP family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// 32-bit addresses.
-    V4,
-    /// 128-bit addresses.
-    V6,
-}
-
-impl Family {
-    /// The family of an address.
-    #[must_use]
-    pub const fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-}
-
 /// A part of the endpoints of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSlice {
@@ -121,9 +111,12 @@ pub struct EndpointSlice {
     /// Family of all endpoint addresses.
     pub family: Family,
     /// Ports that every endpoint of this slice listens on.
-    pub ports: Vec<SlicePort>,
+    pub ports: Box<[SlicePort]>,
     /// Endpoints in any order, possibly with duplicates.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
+    /// When the change that the slice shows was made, in nanoseconds since 1970: for metrics, without meaning for what is
+    /// served.
+    pub triggered: Option<i64>,
 }
 
 impl EndpointSlice {
@@ -131,6 +124,14 @@ impl EndpointSlice {
     #[must_use]
     pub fn service_name(&self) -> ObjectName {
         ObjectName { namespace: self.name.namespace.clone(), name: self.service.clone() }
+    }
+
+    /// Whether it differs from another one at most in what has no meaning for what is served.
+    #[must_use]
+    pub fn serves_the_same(&self, other: &Self) -> bool {
+        let Self { name, service, family, ports, endpoints, triggered: _ } = self;
+        (name, service, family, ports, endpoints)
+            == (&other.name, &other.service, &other.family, &other.ports, &other.endpoints)
     }
 }
 
@@ -145,7 +146,7 @@ pub struct SlicePort {
     pub port: NonZeroU16,
 }
 
-/// An endpoint of a Service.
+/// An endpoint of a Service. There may be very many: whatever several have in common is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Where packets go.
@@ -156,6 +157,36 @@ pub struct Endpoint {
     pub serving: bool,
     /// Is being deleted.
     pub terminating: bool,
+    /// Where it is, and who should use it.
+    pub topology: Arc<Topology>,
+}
+
+const _: () = assert!(size_of::<Endpoint>() <= 32);
+
+/// Where an endpoint is, and who should use it rather than others. Empty hints are no hints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topology {
     /// The node it runs on.
     pub node: Option<Arc<str>>,
+    /// Nodes whose clients should use it.
+    pub for_nodes: Box<[Arc<str>]>,
+    /// Zones whose clients should use it.
+    pub for_zones: Box<[Arc<str>]>,
+}
+
+impl Topology {
+    /// Whether anybody should use it rather than others.
+    #[must_use]
+    pub fn has_hints(&self) -> bool {
+        !self.for_nodes.is_empty() || !self.for_zones.is_empty()
+    }
+}
+
+/// The node that this agent serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// What endpoints and hints call it.
+    pub name: Arc<str>,
+    /// Its label `topology.kubernetes.io/zone`, once it is known and if it has one.
+    pub zone: Option<Arc<str>>,
 }

@@ -29,7 +29,7 @@ use self::slots::SlotAllocator;
 use crate::model::ObjectName;
 use crate::plan::ServicePortName;
 
-pub use self::reconcile::{Reconciled, Shortage};
+pub use self::reconcile::{Reconciled, ServicePortChange, Shortage};
 
 /// One step of bringing the maps up to date.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +116,7 @@ pub struct Found {
 #[derive(Debug, Clone)]
 pub struct State {
     service_ports: BTreeMap<ServicePortName, ServicePort>,
+    /// All entries of `FRONTENDS_4`, with the service port that each leads to.
     frontends: HashMap<FrontendKey4, u32>,
     limits: Limits,
     service_port_ids: IdPool,
@@ -133,13 +134,17 @@ pub struct State {
     stray_backends: Vec<u32>,
     /// Names in the maps that cannot be read.
     stray_names: Vec<u32>,
+    /// Frontends in the maps that lead to no service port.
+    stray_frontends: Vec<FrontendKey4>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct ServicePort {
     id: u32,
     slots: SlotRange,
     backends: BTreeMap<SocketAddrV4, u32>,
+    /// The frontends that lead here.
+    frontends: Vec<FrontendKey4>,
     /// Whether this process has filled the slots, or compared them.
     verified: bool,
 }
@@ -183,7 +188,7 @@ impl State {
                 stray_names.push(id);
                 continue;
             };
-            let port = ServicePort { id, slots: range, backends: BTreeMap::new(), verified: false };
+            let port = ServicePort { id, slots: range, ..ServicePort::default() };
             service_ports.insert(name.clone(), port);
             names.insert(id, name);
         }
@@ -208,6 +213,13 @@ impl State {
                 _ => stray_backends.push(id),
             }
         }
+        let mut stray_frontends = Vec::new();
+        for (key, id) in &found.frontends {
+            match names.get(id).and_then(|name| service_ports.get_mut(name)) {
+                Some(owner) => owner.frontends.push(*key),
+                None => stray_frontends.push(*key),
+            }
+        }
         Self {
             service_ports,
             frontends: found.frontends.into_iter().collect(),
@@ -221,6 +233,7 @@ impl State {
             waiting: Retired::default(),
             stray_backends,
             stray_names,
+            stray_frontends,
         }
     }
 
@@ -269,5 +282,7 @@ fn service_port_name(name: &ServiceName) -> Option<ServicePortName> {
         object: ObjectName { namespace: Arc::from(name.namespace.as_str()?), name: Arc::from(name.service.as_str()?) },
         port: Arc::from(name.port.as_str()?),
         protocol: name.protocol,
+        family: name.family,
+        endpoints: name.endpoints,
     })
 }

@@ -1,14 +1,16 @@
 //! The writes that bring the maps from what they hold to a plan.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
-use lb_common::abi::{Backend4, BackendState, FrontendKey4, Name, Scope, ServiceName, SlotRange};
+use lb_common::Protocol;
+use lb_common::abi::{Backend4, BackendState, Family, FrontendKey4, Name, Scope, ServiceName, SlotRange};
 use lb_common::tuple::Zero;
 
 use super::{ServicePort, State, Write};
 use crate::maglev;
+use crate::model::{ObjectName, TrafficPolicy};
 use crate::plan::{self, Plan, ServicePortName, ServicePortPlan};
 
 /// What [`State::reconcile`] answers with.
@@ -18,6 +20,29 @@ pub struct Reconciled {
     pub writes: Vec<Write>,
     /// Service ports that stay as they were, because something is exhausted.
     pub shortages: Vec<Shortage>,
+    /// What changes for clients, for people to read.
+    pub changes: Vec<ServicePortChange>,
+}
+
+/// What changes for the clients of a service port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServicePortChange {
+    /// Others answer.
+    Backends {
+        /// Which one.
+        name: ServicePortName,
+        /// Backends that came.
+        added: usize,
+        /// Backends that went.
+        removed: usize,
+        /// Backends that there are now.
+        backends: usize,
+    },
+    /// It is not served any more.
+    Removed {
+        /// Which one.
+        name: ServicePortName,
+    },
 }
 
 /// Why a service port cannot be served as planned.
@@ -76,11 +101,47 @@ pub(super) fn slot_ids(backends: &BTreeMap<SocketAddrV4, u32>) -> Vec<u32> {
     maglev::slots(&addresses).into_iter().map(|index| ids[index as usize]).collect()
 }
 
+impl ServicePort {
+    /// Whether some frontend will not lead here any more. UDP flows that came by it must not go on, so all backends get new
+    /// ids: a flow asks its backend whether it is current, not its frontend, which costs more.
+    fn loses_frontend(&self, wanted: &ServicePortPlan) -> bool {
+        let kept: Vec<_> = wanted.frontends.iter().filter_map(key).collect();
+        self.frontends.iter().any(|frontend| !kept.contains(frontend))
+    }
+}
+
 impl State {
     /// Makes the state equal to `plan`, and says what must be written for the maps to follow.
     ///
     /// If a write fails, the state is not true any more: read it again from the maps.
     pub fn reconcile(&mut self, plan: &Plan) -> Reconciled {
+        let scope = self.service_ports.keys().cloned().collect();
+        self.reconcile_scope(scope, plan)
+    }
+
+    /// The same for a few Services: `plan` has all that is to be served of these and nothing of others. What it costs
+    /// depends on them alone.
+    ///
+    /// Give the Services that a frontend moves between in one call.
+    pub fn reconcile_services(&mut self, services: &BTreeSet<ObjectName>, plan: &Plan) -> Reconciled {
+        let scope = services.iter().flat_map(|service| self.ports_of(service)).collect();
+        self.reconcile_scope(scope, plan)
+    }
+
+    fn ports_of<'a>(&'a self, service: &'a ObjectName) -> impl Iterator<Item = ServicePortName> + 'a {
+        // The least of all names that the Service's ports can have.
+        let first = ServicePortName {
+            object: service.clone(),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            endpoints: TrafficPolicy::Cluster,
+        };
+        self.service_ports.range(first..).map(|(name, _)| name).take_while(move |name| name.object == *service).cloned()
+    }
+
+    /// `scope`: the present service ports of which the plan says everything.
+    fn reconcile_scope(&mut self, scope: Vec<ServicePortName>, plan: &Plan) -> Reconciled {
         self.settle();
         let mut result = Reconciled::default();
         let mut removals = Vec::new();
@@ -91,33 +152,33 @@ impl State {
         for id in std::mem::take(&mut self.stray_names) {
             self.retire_id(id, &mut removals);
         }
+        let mut before = std::mem::take(&mut self.stray_frontends);
+        before.extend(scope.iter().filter_map(|name| self.service_ports.get(name)).flat_map(|port| &port.frontends));
+
         // What is gone gives room to what comes, so it is looked at first and written last.
-        self.rename_service_ports(plan, &mut result.writes);
-        let gone: Vec<_> =
-            self.service_ports.keys().filter(|name| !plan.service_ports.contains_key(*name)).cloned().collect();
-        for name in gone {
-            self.remove_service_port(&name, &mut removals);
+        let unplanned: Vec<_> = scope.into_iter().filter(|name| !plan.service_ports.contains_key(name)).collect();
+        self.rename_service_ports(&unplanned, plan, &mut result.writes);
+        for name in unplanned {
+            if self.remove_service_port(&name, &mut removals) {
+                result.changes.push(ServicePortChange::Removed { name });
+            }
         }
-        let losing = self.losing_frontends(plan);
-        for (name, wanted) in &plan.service_ports {
-            let renew = self.service_ports.get(name).is_some_and(|port| losing.contains(&port.id));
-            if let Err(of) = self.update_service_port(name, wanted, renew, &mut result.writes, &mut removals) {
+        // There are no maps for IPv6 yet.
+        for (name, wanted) in plan.service_ports.iter().filter(|(name, _)| name.family == Family::V4) {
+            let renew = self.service_ports.get(name).is_some_and(|port| port.loses_frontend(wanted));
+            if let Err(of) = self.update_service_port(name, wanted, renew, &mut result, &mut removals) {
                 result.shortages.push(Shortage { service_port: name.clone(), of });
             }
         }
-        self.update_frontends(plan, &mut result);
+        self.update_frontends(before, plan, &mut result);
         result.writes.append(&mut removals);
         result
     }
 
     /// A port that got another name, or whose Service did, keeps its id, and with it frontends and backends stay untouched.
-    fn rename_service_ports(&mut self, plan: &Plan, writes: &mut Vec<Write>) {
-        let unclaimed: HashMap<u32, ServicePortName> = self
-            .service_ports
-            .iter()
-            .filter(|(name, _)| !plan.service_ports.contains_key(*name))
-            .map(|(name, port)| (port.id, name.clone()))
-            .collect();
+    fn rename_service_ports(&mut self, unplanned: &[ServicePortName], plan: &Plan, writes: &mut Vec<Write>) {
+        let unclaimed: HashMap<u32, &ServicePortName> =
+            unplanned.iter().filter_map(|name| Some((self.service_ports.get(name)?.id, name))).collect();
         if unclaimed.is_empty() {
             return;
         }
@@ -128,22 +189,10 @@ impl State {
             let old = wanted.frontends.iter().find_map(|frontend| unclaimed.get(self.frontends.get(&key(frontend)?)?));
             let (Some(old), Some(label)) = (old, label(name)) else { continue };
             // Gone already when two new ports share out the frontends of an old one.
-            let Some(port) = self.service_ports.remove(old) else { continue };
+            let Some(port) = self.service_ports.remove(*old) else { continue };
             writes.push(Write::Name { service_port: port.id, name: Box::new(label) });
             self.service_ports.insert(name.clone(), port);
         }
-    }
-
-    /// Service ports that some frontend does not lead to any more. UDP flows that came by it must not go on, so all
-    /// backends get new ids: a flow asks its backend whether it is current, not its frontend, which costs more.
-    fn losing_frontends(&self, plan: &Plan) -> HashSet<u32> {
-        let mut kept = HashSet::new();
-        for (name, wanted) in &plan.service_ports {
-            let Some(port) = self.service_ports.get(name) else { continue };
-            kept.extend(wanted.frontends.iter().filter_map(|frontend| Some((key(frontend)?, port.id))));
-        }
-        let lost = self.frontends.iter().filter(|&(key, id)| !kept.contains(&(*key, *id)));
-        lost.map(|(_, id)| *id).collect()
     }
 
     fn update_service_port(
@@ -151,9 +200,10 @@ impl State {
         name: &ServicePortName,
         wanted: &ServicePortPlan,
         renew: bool,
-        writes: &mut Vec<Write>,
+        result: &mut Reconciled,
         removals: &mut Vec<Write>,
     ) -> Result<(), Resource> {
+        let writes = &mut result.writes;
         let addresses: Vec<SocketAddrV4> = wanted.backends.iter().filter_map(v4).collect();
         let present = self.service_ports.get(name);
         if !renew && present.is_some_and(|port| port.verified && port.backends.keys().eq(addresses.iter())) {
@@ -168,10 +218,10 @@ impl State {
 
         let mut port = match self.service_ports.remove(name) {
             Some(port) => port,
-            None => {
-                let id = self.service_port_ids.allocate().ok_or(Resource::ServicePorts)?;
-                ServicePort { id, slots: SlotRange::EMPTY, backends: BTreeMap::new(), verified: true }
-            }
+            None => ServicePort {
+                id: self.service_port_ids.allocate().ok_or(Resource::ServicePorts)?,
+                ..ServicePort::default()
+            },
         };
         let mut backends = BTreeMap::new();
         for address in addresses {
@@ -192,11 +242,19 @@ impl State {
             writes.push(Write::Name { service_port: port.id, name: Box::new(label) });
         }
         writes.push(Write::Publish { service_port: port.id, slots });
-        for id in port.backends.into_values() {
+        let removed = std::mem::replace(&mut port.backends, backends);
+        result.changes.push(ServicePortChange::Backends {
+            name: name.clone(),
+            added,
+            removed: removed.len(),
+            backends: port.backends.len(),
+        });
+        for id in removed.into_values() {
             self.retire_backend(id, removals);
         }
-        self.retire_slots(port.slots);
-        self.service_ports.insert(name.clone(), ServicePort { id: port.id, slots, backends, verified: true });
+        self.retire_slots(std::mem::replace(&mut port.slots, slots));
+        port.verified = true;
+        self.service_ports.insert(name.clone(), port);
         Ok(())
     }
 
@@ -266,17 +324,19 @@ impl State {
         Ok(id)
     }
 
-    fn remove_service_port(&mut self, name: &ServicePortName, removals: &mut Vec<Write>) {
-        let Some(port) = self.service_ports.remove(name) else { return };
+    fn remove_service_port(&mut self, name: &ServicePortName, removals: &mut Vec<Write>) -> bool {
+        let Some(port) = self.service_ports.remove(name) else { return false };
         // Its frontends are not in the plan either: they are removed before what is listed here.
         self.retire_id(port.id, removals);
         for id in port.backends.into_values() {
             self.retire_backend(id, removals);
         }
         self.retire_slots(port.slots);
+        true
     }
 
-    fn update_frontends(&mut self, plan: &Plan, result: &mut Reconciled) {
+    /// `before`: the frontends of all service ports that the plan speaks of, and those that lead nowhere.
+    fn update_frontends(&mut self, before: Vec<FrontendKey4>, plan: &Plan, result: &mut Reconciled) {
         let mut wanted = HashMap::new();
         for (name, port) in &plan.service_ports {
             // Without an id there was no room for it, and it is reported already.
@@ -314,11 +374,17 @@ impl State {
                 self.retired.frontends = true;
             }
         }
-        let gone: Vec<_> = self.frontends.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-        for key in gone {
-            writes.push(Write::RemoveFrontend { key });
-            self.frontends.remove(&key);
-            self.retired.frontends = true;
+        for key in before {
+            if !wanted.contains_key(&key) && self.frontends.remove(&key).is_some() {
+                writes.push(Write::RemoveFrontend { key });
+                self.retired.frontends = true;
+            }
+        }
+        for (name, port) in &plan.service_ports {
+            let Some(present) = self.service_ports.get_mut(name) else { continue };
+            let id = present.id;
+            let leads_here = |key: &FrontendKey4| self.frontends.get(key) == Some(&id);
+            present.frontends = port.frontends.iter().filter_map(key).filter(leads_here).collect();
         }
     }
 
@@ -373,5 +439,7 @@ fn label(name: &ServicePortName) -> Option<ServiceName> {
         service: Name::new(&name.object.name)?,
         port: Name::new(&name.port)?,
         protocol: name.protocol,
+        family: name.family,
+        endpoints: name.endpoints,
     })
 }

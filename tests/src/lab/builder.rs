@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Lab, Node, Outside};
 use crate::addresses;
+use crate::apiserver::{self, ApiServer};
 use crate::manifests::ManifestFolder;
 use crate::namespace::Namespace;
 use crate::reaper::Reaper;
@@ -19,6 +20,7 @@ pub struct LabBuilder {
     outside: bool,
     options: Options,
     pcap: bool,
+    api: Option<apiserver::Options>,
 }
 
 struct NodePlan {
@@ -30,7 +32,7 @@ struct NodePlan {
 impl Default for LabBuilder {
     fn default() -> Self {
         let options = Options { tx_checksum_offload: true, strict_rp_filter: false };
-        Self { nodes: Vec::new(), fixed: BTreeMap::new(), outside: false, options, pcap: true }
+        Self { nodes: Vec::new(), fixed: BTreeMap::new(), outside: false, options, pcap: true, api: None }
     }
 }
 
@@ -79,6 +81,19 @@ impl LabBuilder {
         self
     }
 
+    /// An API server in the fabric, see [`Lab::api`], which knows the lab's nodes and from which agents read.
+    #[must_use]
+    pub fn api(self) -> Self {
+        self.api_with(apiserver::Options::default())
+    }
+
+    /// The same with options of its own.
+    #[must_use]
+    pub fn api_with(mut self, options: apiserver::Options) -> Self {
+        self.api = Some(options);
+        self
+    }
+
     /// Makes the lab.
     pub fn build(self) -> Result<Lab> {
         ensure!(crate::is_root(), "a lab needs root: it makes network namespaces");
@@ -96,6 +111,9 @@ impl LabBuilder {
         if let Some(outside) = &outside {
             wiring.outside(outside.namespace(), &fabric);
         }
+        if self.api.is_some() {
+            wiring.api_server(&fabric);
+        }
         let mut lab = Lab {
             manifests: ManifestFolder::create(&reaper.directory().join("manifests"))?,
             reaper,
@@ -103,6 +121,7 @@ impl LabBuilder {
             pods: Vec::new(),
             outside,
             fabric,
+            api: None,
             options: self.options,
             veth_pairs: 0,
             test: std::thread::current().name().unwrap_or("lab").replace("::", "-"),
@@ -121,6 +140,16 @@ impl LabBuilder {
         }
         lab.veth_pairs = wiring.pairs();
         wiring.apply(self.options)?;
+        if let Some(options) = self.api {
+            let api = ApiServer::start(Some(&lab.fabric), addresses::api_server(), options)?;
+            let kubeconfig = lab.directory().join("kubeconfig");
+            api.kubeconfig(&kubeconfig)?;
+            for node in &mut lab.nodes {
+                api.apply_value(node.object())?;
+                node.read_from(kubeconfig.clone());
+            }
+            lab.api = Some(api);
+        }
         if self.pcap {
             lab.nodes.iter().try_for_each(Node::capture)?;
             lab.nodes.iter().try_for_each(Node::wait_for_capture)?;

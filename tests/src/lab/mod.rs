@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use self::builder::LabBuilder;
 pub use self::node::Node;
+use crate::apiserver::ApiServer;
 use crate::manifests::ManifestFolder;
 use crate::namespace::Namespace;
 use crate::reaper::Reaper;
@@ -26,6 +27,7 @@ pub struct Lab {
     pods: Vec<Pod>,
     outside: Option<Outside>,
     fabric: Namespace,
+    api: Option<ApiServer>,
     manifests: ManifestFolder,
     options: Options,
     veth_pairs: u16,
@@ -102,6 +104,16 @@ impl Lab {
     #[must_use]
     pub fn fabric(&self) -> &Namespace {
         &self.fabric
+    }
+
+    /// The API server, which every node and pod reaches. It knows the lab's nodes; the manifests are not put there.
+    ///
+    /// # Panics
+    ///
+    /// When the lab was built without one.
+    #[must_use]
+    pub fn api(&self) -> &ApiServer {
+        self.api.as_ref().expect("the lab has no API server: call `.api()` on its builder")
     }
 
     /// The folder that the agents of all nodes read.

@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Lab;
 use crate::addresses::{self, Prefix};
@@ -24,7 +24,8 @@ pub struct Node {
     namespace: Namespace,
     bpffs: PathBuf,
     directory: PathBuf,
-    manifests: PathBuf,
+    /// Where the agent reads objects: flag and value.
+    source: (&'static str, PathBuf),
     children: Mutex<Vec<Arc<Mutex<Child>>>>,
 }
 
@@ -37,7 +38,7 @@ impl Node {
             namespace: Namespace::named(format!("{}-{name}", lab.name())),
             bpffs: lab.reaper.bpffs().join(name),
             directory: lab.directory(),
-            manifests: lab.manifests.path().to_owned(),
+            source: ("--manifests", lab.manifests.path().to_owned()),
             children: Mutex::default(),
         }
     }
@@ -72,6 +73,24 @@ impl Node {
         addresses::node(self.number).address
     }
 
+    /// The node as an object of the API.
+    #[must_use]
+    pub fn object(&self) -> Value {
+        let labels = json!({ "kubernetes.io/hostname": self.name, "topology.kubernetes.io/zone": "lab" });
+        let addresses = json!([
+            { "type": "InternalIP", "address": self.address() },
+            { "type": "Hostname", "address": self.name },
+        ]);
+        let pods = self.pod_network().to_string();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": self.name, "labels": labels },
+            "spec": { "podCIDR": pods, "podCIDRs": [pods] },
+            "status": { "addresses": addresses, "conditions": [{ "type": "Ready", "status": "True" }] },
+        })
+    }
+
     /// The network of the node's pods.
     #[must_use]
     pub fn pod_network(&self) -> Prefix {
@@ -97,8 +116,18 @@ impl Node {
 
     /// The same with more arguments; one that the lab passes by itself is replaced.
     pub fn start_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
+        let agent = self.spawn_agent_with(arguments)?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// The same without waiting.
+    pub fn spawn_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
         let mut command = self.namespace.command(agent::binary()?);
-        command.arg("agent").arg("--manifests").arg(&self.manifests).arg("--bpffs").arg(&self.bpffs);
+        command.arg("agent").arg("--bpffs").arg(&self.bpffs);
+        if !["--manifests", "--kubeconfig", "--server"].iter().any(|flag| arguments.contains(flag)) {
+            command.arg(self.source.0).arg(&self.source.1);
+        }
         for (flag, value) in
             [("--hostname-override", self.name.as_str()), ("--pod-interfaces", "veth*"), ("--max-flows", "65536")]
         {
@@ -109,8 +138,12 @@ impl Node {
         command.args(arguments);
         let agent = Agent::spawn(&self.name, command, self.agent_log())?;
         self.adopt(agent.process());
-        agent.wait_until_ready()?;
         Ok(agent)
+    }
+
+    /// Makes the agent read from the API server of this kubeconfig, not from the folder of manifests.
+    pub(super) fn read_from(&mut self, kubeconfig: PathBuf) {
+        self.source = ("--kubeconfig", kubeconfig);
     }
 
     /// Runs the CLI on the node, for instance `viaduct(&["service", "list", "-o", "json"])`; returns what it printed.

@@ -274,7 +274,7 @@ fn metadata(namespace: &str, name: &str, labels: &Value) -> Value {
 }
 
 /// The same unique id each time for the same name.
-fn uid(name: &str) -> String {
+pub(crate) fn uid(name: &str) -> String {
     let hash = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));

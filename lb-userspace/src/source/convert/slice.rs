@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 
 use super::value::{endpoint_address, port_name, port_number, protocol};
 use super::{Converted, HEADLESS, Ignored, PROXY_NAME, has_label, label, non_empty};
-use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Origin, Problems, SlicePort};
+use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Origin, Problems, SlicePort, Topology};
 
 /// Endpoints that the API allows in one slice.
 pub const MAX_ENDPOINTS: usize = 1000;
@@ -16,6 +18,8 @@ pub const MAX_PORTS: usize = 100;
 
 /// Joins a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Tells when the change behind the latest version of a slice was made.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Converts an EndpointSlice.
 #[must_use]
@@ -54,11 +58,18 @@ pub fn slice(name: ObjectName, object: &discovery::EndpointSlice, origin: Origin
 
     let ports = slice_ports(written_ports, &mut problems);
     let endpoints = endpoints(written_endpoints, family, &mut problems);
-    let slice = EndpointSlice { service: service.into(), name, family, ports, endpoints };
+    let slice =
+        EndpointSlice { service: service.into(), name, family, ports, endpoints, triggered: triggered(metadata) };
     Converted::Served(slice, problems.finish())
 }
 
-fn slice_ports(written: &[discovery::EndpointPort], problems: &mut Problems) -> Vec<SlicePort> {
+/// When the change was made of which the slice is the outcome, as the controller that wrote it says.
+fn triggered(metadata: &ObjectMeta) -> Option<i64> {
+    let written = metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    written.parse::<Timestamp>().ok()?.as_nanosecond().try_into().ok()
+}
+
+fn slice_ports(written: &[discovery::EndpointPort], problems: &mut Problems) -> Box<[SlicePort]> {
     let mut ports = Vec::with_capacity(written.len());
     for (i, port) in written.iter().enumerate() {
         // No number means "all ports", which no Service port can lead to.
@@ -72,11 +83,11 @@ fn slice_ports(written: &[discovery::EndpointPort], problems: &mut Problems) -> 
             (_, _, Err(message)) => add("port", message),
         }
     }
-    ports
+    ports.into()
 }
 
-fn endpoints(written: &[discovery::Endpoint], family: Family, problems: &mut Problems) -> Vec<Endpoint> {
-    let mut nodes: HashSet<Arc<str>> = HashSet::new();
+fn endpoints(written: &[discovery::Endpoint], family: Family, problems: &mut Problems) -> Box<[Endpoint]> {
+    let mut topologies: HashSet<Arc<Topology>> = HashSet::new();
     let mut endpoints = Vec::with_capacity(written.len());
     for (i, endpoint) in written.iter().enumerate() {
         // Further addresses of one endpoint have no meaning.
@@ -91,22 +102,34 @@ fn endpoints(written: &[discovery::Endpoint], family: Family, problems: &mut Pro
                 continue;
             }
         };
-        let node = non_empty(endpoint.node_name.as_deref()).map(|node| match nodes.get(node) {
+        let topology = topology(endpoint);
+        let topology = match topologies.get(&topology) {
             Some(shared) => shared.clone(),
             None => {
-                let shared: Arc<str> = node.into();
-                nodes.insert(shared.clone());
+                let shared = Arc::new(topology);
+                topologies.insert(shared.clone());
                 shared
             }
-        });
+        };
         let conditions = endpoint.conditions.as_ref();
         endpoints.push(Endpoint {
             address,
             ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
             serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
             terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-            node,
+            topology,
         });
     }
-    endpoints
+    endpoints.into()
+}
+
+fn topology(endpoint: &discovery::Endpoint) -> Topology {
+    let hints = endpoint.hints.as_ref();
+    let nodes = hints.and_then(|hints| hints.for_nodes.as_ref()).into_iter().flatten();
+    let zones = hints.and_then(|hints| hints.for_zones.as_ref()).into_iter().flatten();
+    Topology {
+        node: non_empty(endpoint.node_name.as_deref()).map(Arc::from),
+        for_nodes: nodes.map(|node| node.name.as_str().into()).collect(),
+        for_zones: zones.map(|zone| zone.name.as_str().into()).collect(),
+    }
 }

@@ -1,15 +1,132 @@
-//! The API server as a source.
+//! The API server as a source: Services, EndpointSlices and the Node of this host, by list and watch.
+//!
+//! One task for each kind runs kube's watcher, converts objects as they come, and sends [`Event`]s. Nothing of the API's own
+//! types is kept. What the server has told completely once stays known: a stream that breaks, a server that is away, a
+//! history that is gone (410) change nothing by themselves. After a new list, what it did not contain is sent as absent,
+//! at its end and not before ([`sweep`]).
 
-use std::path::PathBuf;
+use std::time::Instant;
 
-/// How to reach the API server. With nothing given: as a pod of the cluster, by its service account.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Options {
-    /// A kubeconfig file, of which the current context counts.
-    pub kubeconfig: Option<PathBuf>,
-    /// URL of the API server, in the place of what kubeconfig or service account say. A node that serves the API server's
-    /// own VIP must not need that VIP to start.
-    pub server: Option<String>,
-    /// Name in the server's certificate, where it is not the host of the URL.
-    pub tls_server_name: Option<String>,
+use anyhow::Result;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use kube::Api;
+use kube::runtime::watcher;
+use tokio::sync::mpsc;
+
+use crate::model::{EndpointSlice, ObjectName, Origin, Problem, Service};
+use crate::source::convert::{self, Converted};
+
+mod client;
+mod node;
+mod sweep;
+mod watch;
+
+pub use client::Options;
+pub use node::NodeFacts;
+
+use watch::Watch;
+
+/// Neither headless objects nor those of another proxy are ever sent.
+const NOT_OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+/// Events that wait for the agent, so that a list is not held in memory twice.
+const QUEUE: usize = 1024;
+
+/// What is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Services.
+    Services,
+    /// EndpointSlices.
+    EndpointSlices,
+    /// The Node of this host.
+    Node,
+}
+
+impl Kind {
+    /// As the API names it in paths and rules.
+    #[must_use]
+    pub const fn resource(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices.discovery.k8s.io",
+            Self::Node => "nodes",
+        }
+    }
+}
+
+/// What the API server tells, with the time at which it came.
+#[derive(Debug)]
+pub struct Message {
+    /// When it was received.
+    pub received: Instant,
+    /// What.
+    pub event: Event,
+}
+
+/// What the API server tells.
+#[derive(Debug)]
+pub enum Event {
+    /// A Service.
+    Service(Change<Service>),
+    /// A slice.
+    Slice(Change<EndpointSlice>),
+    /// The Node of this host; none when there is none of this name.
+    Node(Option<NodeFacts>),
+    /// All objects of this kind have been delivered, once or again.
+    Complete(Kind),
+    /// The server cannot be asked for this kind, and why; it is tried again.
+    Failing(Kind, String),
+    /// It can again.
+    Recovered(Kind),
+}
+
+/// What has become of an object.
+#[derive(Debug)]
+pub enum Change<T> {
+    /// It is to be served, but for what the problems say.
+    Present(Box<T>, Vec<Problem>),
+    /// It cannot be used as it is; whatever was known of it stays.
+    Refused(ObjectName, Problem),
+    /// It is gone, or not ours to serve.
+    Absent(ObjectName),
+}
+
+/// Begins to watch. Call it within a tokio runtime. The tasks end when the receiver is dropped.
+///
+/// # Errors
+/// When `options` do not say how to reach a server, or name files that cannot be read. A server that does not answer is no
+/// error: it is waited for.
+pub async fn watch(options: &Options, node: &str) -> Result<mpsc::Receiver<Message>> {
+    let (client, server) = client::client(options).await?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let objects = || watcher::Config::default().labels(NOT_OURS);
+    let services = Watch::new(Kind::Services, Api::<core::Service>::all(client.clone()), &server, sender.clone());
+    tokio::spawn(services.run(objects().fields("spec.clusterIP!=None"), service));
+    let slices =
+        Watch::new(Kind::EndpointSlices, Api::<discovery::EndpointSlice>::all(client.clone()), &server, sender.clone());
+    tokio::spawn(slices.run(objects(), slice));
+    let nodes = Watch::new(Kind::Node, Api::<core::Node>::all(client), &server, sender);
+    tokio::spawn(nodes.run(watcher::Config::default().fields(&format!("metadata.name={node}")), node::convert));
+    Ok(receiver)
+}
+
+/// What the API server says of an object, `None` when it is deleted.
+type Convert<K> = fn(ObjectName, Option<&K>) -> Event;
+
+fn service(name: ObjectName, object: Option<&core::Service>) -> Event {
+    Event::Service(change(name, object, convert::service))
+}
+
+fn slice(name: ObjectName, object: Option<&discovery::EndpointSlice>) -> Event {
+    Event::Slice(change(name, object, convert::slice))
+}
+
+fn change<K, T>(name: ObjectName, object: Option<&K>, by: fn(ObjectName, &K, Origin) -> Converted<T>) -> Change<T> {
+    let Some(object) = object else { return Change::Absent(name) };
+    match by(name.clone(), object, Origin::Api) {
+        Converted::Served(object, problems) => Change::Present(Box::new(object), problems),
+        Converted::Ignored(_) => Change::Absent(name),
+        Converted::Refused(problem) => Change::Refused(name, problem),
+    }
 }

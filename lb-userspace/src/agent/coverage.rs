@@ -1,0 +1,66 @@
+//! Programs on the interfaces that lead to pods.
+
+use std::collections::BTreeSet;
+
+use tracing::{error, info};
+
+use crate::dataplane::attach::{self, Mechanism};
+use crate::dataplane::{Object, Pins};
+use crate::interfaces::Names;
+
+pub(super) struct Coverage {
+    object: Object,
+    pins: Pins,
+    mechanism: Mechanism,
+    covered: Names,
+}
+
+impl Coverage {
+    pub(super) fn new(object: Object, pins: Pins) -> Self {
+        Self { object, pins, mechanism: Mechanism::of_this_kernel(), covered: Names::new() }
+    }
+
+    /// How many interfaces have the programs.
+    pub(super) fn interfaces(&self) -> usize {
+        self.covered.len()
+    }
+
+    /// How the programs are attached.
+    pub(super) const fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    /// Attaches the programs to interfaces that have come, and forgets those that have gone.
+    pub(super) fn cover(&mut self, present: Names) {
+        let namespace = match attach::own_namespace() {
+            Ok(namespace) => namespace,
+            Err(error) => return error!("{error:#}"),
+        };
+        let pinned = attach::attached(&self.pins).into_iter().filter(|(_, pin)| pin.namespace == namespace);
+        let known: BTreeSet<u32> = pinned.map(|(_, pin)| pin.index).chain(self.covered.keys().copied()).collect();
+        let gone: Vec<u32> = known.into_iter().filter(|index| !present.contains_key(index)).collect();
+        for index in gone {
+            let name = self.covered.remove(&index).unwrap_or_default();
+            match attach::forget(&self.pins, index) {
+                Ok(()) => info!(interface = name, index, "interface forgotten"),
+                Err(error) => error!(interface = name, index, "{error:#}"),
+            }
+        }
+        for (index, name) in present {
+            // What the pins say counts, not what this process remembers: somebody may have removed them.
+            let is_pinned = attach::is_attached(&self.pins, self.mechanism, index).unwrap_or(false);
+            if is_pinned && self.covered.get(&index) == Some(&name) {
+                continue;
+            }
+            match attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name) {
+                Ok(true) => {
+                    info!(interface = name, index, mechanism = self.mechanism.name(), "programs attached");
+                    self.covered.insert(index, name);
+                }
+                Ok(false) => {}
+                // Tried again whenever interfaces are listed.
+                Err(error) => error!(interface = name, index, "{error:#}"),
+            }
+        }
+    }
+}

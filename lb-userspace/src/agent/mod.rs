@@ -1,0 +1,159 @@
+//! The agent: source -> model -> plan -> state -> maps, and programs on the interfaces of pods.
+//!
+//! What it has brought about stays when it ends, however it ends. A new agent finds it in the pinned maps and links, and
+//! goes on from there.
+//!
+//! - [`input`]: what the source tells, into the model, and when it has told enough;
+//! - [`services`]: from the model to the maps;
+//! - [`coverage`]: programs on interfaces;
+//! - [`problems`]: what cannot be served as it is written, logged when it comes and when it goes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::config::Configuration;
+use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
+use crate::interfaces::Interfaces;
+use crate::source::kube;
+
+mod coverage;
+mod input;
+mod problems;
+mod services;
+
+use coverage::Coverage;
+use input::Input;
+use services::Services;
+
+/// What an agent is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where its maps and links are pinned.
+    pub pins: Pins,
+    /// Name of this node.
+    pub node: String,
+    /// Where Services and EndpointSlices come from.
+    pub source: Source,
+    /// Names of interfaces that lead to pods, with `*` and `?`.
+    pub pod_interfaces: Vec<String>,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// Settings of the programs.
+    pub settings: Settings,
+    /// Where /healthz and /livez are answered, if anywhere.
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Where /metrics is answered, if anywhere.
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// All options, for /configz.
+    pub configuration: Configuration,
+}
+
+/// Where Services and EndpointSlices come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A folder of files.
+    Manifests(PathBuf),
+    /// An API server.
+    Kube(kube::Options),
+}
+
+/// Runs until SIGTERM or SIGINT, which end the process.
+///
+/// # Errors
+/// When it cannot start. Whatever happens later is logged and tried again.
+pub fn run(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
+    // On the worker, so that a large sync on this thread does not keep a signal waiting.
+    let _guard = runtime.enter();
+    runtime.spawn(exit_when_told(signal(SignalKind::terminate()).context("cannot handle SIGTERM")?));
+    runtime.spawn(exit_when_told(signal(SignalKind::interrupt()).context("cannot handle SIGINT")?));
+    runtime.block_on(serve(options))
+}
+
+/// Whatever the agent is doing may be cut short at any point: the next one goes on from what the maps hold.
+async fn exit_when_told(mut signal: Signal) {
+    signal.recv().await;
+    info!("stopped; the datapath goes on without the agent");
+    std::process::exit(0);
+}
+
+async fn serve(options: Options) -> Result<()> {
+    // Begins to watch before anything is read, or a change in between is lost.
+    let mut input = Input::open(&options.source, &options.node).await?;
+    options.pins.create()?;
+    let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
+    let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
+
+    let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
+    object.pin(&options.pins)?;
+    let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node)?;
+    let mut coverage = Coverage::new(object, options.pins.clone());
+
+    input.read(&mut services);
+    services.apply();
+    // What is served from before goes on, so the programs need not wait for the source.
+    coverage.cover(interfaces.list().await?);
+    let mut announced = announce(&options, &services, &coverage);
+    loop {
+        let retry_at = services.retry_at();
+        tokio::select! {
+            () = input.changed() => {
+                input.read(&mut services);
+                services.apply();
+            }
+            () = interfaces.changed() => match interfaces.list().await {
+                Ok(present) => coverage.cover(present),
+                Err(error) => error!("{error:#}"),
+            },
+            () = wait(services.grace()) => services.end_grace(),
+            () = sleep_until(retry_at) => services.recover(),
+        }
+        announced = announced || announce(&options, &services, &coverage);
+    }
+}
+
+async fn wait(task: Option<&mut JoinHandle<()>>) {
+    match task {
+        // It does nothing that could fail.
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says that everything is in place, if it is.
+fn announce(options: &Options, services: &Services, coverage: &Coverage) -> bool {
+    if !services.is_synced() {
+        return false;
+    }
+    if coverage.interfaces() == 0 {
+        warn!(
+            "no interface matches --pod-interfaces {} so far: no pod is served until one does",
+            options.pod_interfaces.join(",")
+        );
+    }
+    info!(
+        node = options.node,
+        bpffs = %options.pins.root().display(),
+        interfaces = coverage.interfaces(),
+        mechanism = coverage.mechanism().name(),
+        "ready"
+    );
+    true
+}

@@ -1,0 +1,70 @@
+//! What stands in the way of serving everything as it is written. Each problem is logged when it comes and when it goes.
+
+use std::collections::BTreeMap;
+
+use tracing::{info, warn};
+
+use crate::model::ObjectName;
+use crate::source::kube;
+
+/// What a problem is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum About {
+    /// The folder of manifests, or something in it.
+    Folder,
+    /// Reading from the API server.
+    Api(kube::Kind),
+    /// The Node of this host.
+    Node,
+    /// A Service as the API has it.
+    Service(ObjectName),
+    /// A slice as the API has it.
+    Slice(ObjectName),
+    /// Planning a Service.
+    Plan(ObjectName),
+    /// Room in the maps for a Service.
+    Room(ObjectName),
+}
+
+/// The problems that stand.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    standing: BTreeMap<About, Vec<String>>,
+}
+
+impl Problems {
+    /// These are all problems with something now.
+    pub(super) fn set(&mut self, about: About, problems: Vec<String>) {
+        let before = match problems.is_empty() {
+            true => self.standing.remove(&about).unwrap_or_default(),
+            false => self.standing.insert(about.clone(), problems.clone()).unwrap_or_default(),
+        };
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            warn!("{problem}");
+        }
+        for problem in before.iter().filter(|problem| !problems.contains(problem)) {
+            info!("no longer a problem: {problem}");
+        }
+    }
+
+    /// How many stand.
+    pub(super) fn count(&self) -> usize {
+        self.standing.values().map(Vec::len).sum()
+    }
+
+    /// The Services for which planning has met with problems.
+    pub(super) fn planned(&self) -> impl Iterator<Item = &ObjectName> {
+        self.standing.keys().filter_map(|about| match about {
+            About::Plan(service) => Some(service),
+            _ => None,
+        })
+    }
+
+    /// The Services for which there was no room.
+    pub(super) fn without_room(&self) -> impl Iterator<Item = &ObjectName> {
+        self.standing.keys().filter_map(|about| match about {
+            About::Room(service) => Some(service),
+            _ => None,
+        })
+    }
+}

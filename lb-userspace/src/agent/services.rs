@@ -1,0 +1,189 @@
+//! From the model to the maps.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+
+use super::problems::{About, Problems};
+use crate::dataplane::{Maps, wait_for_grace_period};
+use crate::model::{Model, Node, ObjectName};
+use crate::plan::{Plan, plan_service};
+use crate::state::{Reconciled, ServicePortChange, State};
+
+/// After the kernel has refused a write, the maps are read and brought up to date again.
+const RETRY: Duration = Duration::from_secs(1);
+
+pub(super) struct Services {
+    /// What should be served.
+    model: Model,
+    pub(super) problems: Problems,
+    maps: Maps,
+    state: State,
+    /// Whose part of the plan may differ from what the maps hold.
+    touched: BTreeSet<ObjectName>,
+    /// Whether the model is complete, so that what it lacks is gone.
+    complete: bool,
+    /// Whether everything was compared with the model once.
+    synced: bool,
+    grace: Option<JoinHandle<()>>,
+    retry_at: Option<Instant>,
+}
+
+impl Services {
+    /// Goes on from what the maps hold.
+    pub(super) fn adopt(maps: Maps, node: &str) -> Result<Self> {
+        let state = adopt(&maps)?;
+        let mut model = Model::default();
+        model.set_node(Node { name: node.into(), zone: None });
+        Ok(Self {
+            model,
+            problems: Problems::default(),
+            maps,
+            state,
+            touched: BTreeSet::new(),
+            complete: false,
+            synced: false,
+            grace: None,
+            retry_at: None,
+        })
+    }
+
+    /// Whether the maps were brought up to date with the model once.
+    pub(super) const fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Whether this node serves anything, from now or from before.
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.is_empty()
+    }
+
+    /// Changes the model.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) {
+        let touched = change(&mut self.model);
+        // The first time everything is looked at anyway.
+        if self.synced {
+            self.touched.extend(touched);
+        }
+    }
+
+    /// The model holds all that there is: before this, nothing in the maps is touched.
+    pub(super) const fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// Makes the maps equal to the model, as far as they may differ.
+    pub(super) fn apply(&mut self) {
+        if !self.complete || self.retry_at.is_some() || (self.synced && self.touched.is_empty()) {
+            return;
+        }
+        let begun = Instant::now();
+        let whole = !self.synced;
+        let services = if whole { self.all() } else { std::mem::take(&mut self.touched) };
+        let plan = self.plan(&services);
+        let result = if whole { self.state.reconcile(&plan) } else { self.state.reconcile_services(&services, &plan) };
+        self.note_shortages(&services, &result);
+        if let Err(error) = self.maps.write(&result.writes) {
+            error!("{error:#}; trying again in {RETRY:?}");
+            self.synced = false;
+            self.retry_at = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.synced = true;
+        let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
+        if whole {
+            let (writes, service_ports) = (result.writes.len(), plan.service_ports.len());
+            info!(writes, service_ports, duration_ms, "services applied");
+        } else {
+            result.changes.iter().for_each(|change| log_change(change, duration_ms));
+        }
+        self.begin_grace();
+    }
+
+    fn all(&self) -> BTreeSet<ObjectName> {
+        let mut all: BTreeSet<_> = self.model.services().map(|service| service.name.clone()).collect();
+        all.extend(self.problems.planned().chain(self.problems.without_room()).cloned());
+        all
+    }
+
+    fn plan(&mut self, services: &BTreeSet<ObjectName>) -> Plan {
+        let mut plan = Plan::default();
+        for service in services {
+            let part = plan_service(&self.model, service);
+            plan.service_ports.extend(part.service_ports);
+            let problems = part.problems.iter().map(ToString::to_string).collect();
+            self.problems.set(About::Plan(service.clone()), problems);
+        }
+        plan
+    }
+
+    fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) {
+        for service in services {
+            let shortages = result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
+            self.problems.set(About::Room(service.clone()), shortages.map(ToString::to_string).collect());
+        }
+    }
+
+    /// When to read the maps again after a write was refused.
+    pub(super) const fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// A write has failed: what the maps hold is not known any more.
+    pub(super) fn recover(&mut self) {
+        self.retry_at = None;
+        match adopt(&self.maps) {
+            Ok(state) => {
+                self.state = state;
+                self.grace = None;
+                self.touched.clear();
+                self.apply();
+            }
+            Err(error) => {
+                error!("{error:#}; trying again in {RETRY:?}");
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// The wait for a grace period that is going on.
+    pub(super) const fn grace(&mut self) -> Option<&mut JoinHandle<()>> {
+        self.grace.as_mut()
+    }
+
+    fn begin_grace(&mut self) {
+        if self.grace.is_none() && self.state.begin_grace() {
+            self.grace = Some(tokio::task::spawn_blocking(wait_for_grace_period));
+        }
+    }
+
+    /// The grace period has passed.
+    pub(super) fn end_grace(&mut self) {
+        self.grace = None;
+        self.state.release();
+        self.begin_grace();
+        // What was given back may be what these lack.
+        self.touched.extend(self.problems.without_room().cloned());
+        self.apply();
+    }
+}
+
+fn adopt(maps: &Maps) -> Result<State> {
+    // Packets may still use what an agent before has given up.
+    wait_for_grace_period();
+    let mut state = State::adopt(maps.read()?, maps.limits());
+    state.verify(|range| maps.slots(range));
+    Ok(state)
+}
+
+fn log_change(change: &ServicePortChange, duration_ms: f64) {
+    match change {
+        ServicePortChange::Backends { name, added, removed, backends } => {
+            info!(service_port = %name, added, removed, backends, duration_ms, "backends changed");
+        }
+        ServicePortChange::Removed { name } => info!(service_port = %name, "service port removed"),
+    }
+}

@@ -1,0 +1,106 @@
+//! The way to the API server.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Client, ClientBuilder, ConfigExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Config, config};
+use tower::ServiceBuilder;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server whose machine died under an idle watch is noticed after 30 s, not when the watch would have ended.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
+
+/// How to reach the API server. With nothing given: as a pod of the cluster, by its service account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A kubeconfig file, of which the current context counts.
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the API server, in the place of what kubeconfig or service account say. A node that serves the API server's
+    /// own VIP must not need that VIP to start.
+    pub server: Option<String>,
+    /// Name in the server's certificate, where it is not the host of the URL.
+    pub tls_server_name: Option<String>,
+}
+
+/// A client with the credentials that `options` lead to, and the server's URL.
+///
+/// # Errors
+/// When they lead to none, or to files that cannot be used. Nothing is sent to the server.
+pub(super) async fn client(options: &Options) -> Result<(Client, String)> {
+    let config = config(options).await?;
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    http.set_keepalive(Some(KEEPALIVE_AFTER));
+    http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    http.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    let https =
+        config.rustls_https_connector_with_connector(http).context("cannot use the certificates for the API server")?;
+    let auth = config.auth_layer().context("cannot use the credentials for the API server")?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(auth)
+        .map_err(tower::BoxError::from)
+        .service(legacy::Client::builder(TokioExecutor::new()).build(https));
+    let server = config.cluster_url.to_string();
+    Ok((ClientBuilder::new(service, config.default_namespace).build(), server))
+}
+
+async fn config(options: &Options) -> Result<Config> {
+    let mut config = match &options.kubeconfig {
+        Some(path) => from_kubeconfig(path).await?,
+        None if Path::new(SERVICE_ACCOUNT).join("token").exists() => from_service_account(options)?,
+        // Without credentials: a proxy that adds them, or a server in a test.
+        None => Config::new(http_uri(options)?),
+    };
+    if options.server.is_some() {
+        config.cluster_url = http_uri(options)?;
+    }
+    if let Some(name) = &options.tls_server_name {
+        config.tls_server_name = Some(name.clone());
+    }
+    Ok(config)
+}
+
+async fn from_kubeconfig(path: &Path) -> Result<Config> {
+    let unusable = || format!("--kubeconfig {}: cannot be used", path.display());
+    let kubeconfig = Kubeconfig::read_from(path).with_context(unusable)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(unusable)
+}
+
+fn from_service_account(options: &Options) -> Result<Config> {
+    if std::env::var_os(IN_CLUSTER).is_some() {
+        return Config::incluster().context("cannot use the service account of this pod");
+    }
+    let mut config = Config::new(http_uri(options)?);
+    let file = |name: &str| Path::new(SERVICE_ACCOUNT).join(name);
+    config.root_cert_file = Some(file("ca.crt"));
+    config.auth_info =
+        config::AuthInfo { token_file: Some(file("token").display().to_string()), ..config::AuthInfo::default() };
+    Ok(config)
+}
+
+fn http_uri(options: &Options) -> Result<http::Uri> {
+    let Some(server) = &options.server else {
+        bail!(
+            "no API server: this is not a pod of a cluster ({IN_CLUSTER} is not set): give --kubeconfig FILE, --server \
+             URL, or --manifests DIR"
+        )
+    };
+    let uri: http::Uri = server.parse().with_context(|| format!("--server {server}: is not a URL"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        bail!("--server {server}: give a URL such as https://192.0.2.1:6443");
+    }
+    Ok(uri)
+}

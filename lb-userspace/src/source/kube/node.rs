@@ -1,0 +1,32 @@
+//! The Node of this host: its zone, and whether load balancers should send it traffic.
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::Event;
+use crate::model::ObjectName;
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// The cluster autoscaler is about to delete the node.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// What matters of a Node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Where it is; none where nodes have no zones.
+    pub zone: Option<String>,
+    /// Whether it will stay: it is neither being deleted nor marked for it.
+    pub eligible: bool,
+}
+
+pub(super) fn convert(_: ObjectName, object: Option<&Node>) -> Event {
+    Event::Node(object.map(facts))
+}
+
+fn facts(node: &Node) -> NodeFacts {
+    let labels = node.metadata.labels.as_ref();
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    NodeFacts {
+        zone: labels.and_then(|labels| labels.get(ZONE)).filter(|zone| !zone.is_empty()).cloned(),
+        eligible: node.metadata.deletion_timestamp.is_none() && !taints.iter().any(|taint| taint.key == TO_BE_DELETED),
+    }
+}

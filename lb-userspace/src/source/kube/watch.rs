@@ -1,0 +1,237 @@
+//! One kind of objects, from the API server's stream to events of ours.
+
+use std::error::Error as _;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures_util::StreamExt as _;
+use kube::runtime::watcher::{self, InitialListStrategy, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::Sender;
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use super::sweep::Sweep;
+use super::{Convert, Event, Kind, Message};
+use crate::model::ObjectName;
+
+/// From the first failure to the longest pause between two attempts; with jitter, so that the nodes of a cluster do not come
+/// back all at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A list in which nothing has come for so long is begun anew. A page of a list is one thing that comes.
+const STALLED: Duration = Duration::from_secs(60);
+
+pub(super) struct Watch<K> {
+    kind: Kind,
+    api: Api<K>,
+    server: String,
+    sender: Sender<Message>,
+    sweep: Sweep,
+    failing: bool,
+}
+
+/// The agent listens no more.
+struct Closed;
+
+/// Why a stream is given up.
+enum End {
+    Closed(Closed),
+    /// The server does not send lists as streams (WatchList, KEP-3157).
+    NoStreamingLists,
+    Stalled,
+}
+
+impl From<Closed> for End {
+    fn from(closed: Closed) -> Self {
+        Self::Closed(closed)
+    }
+}
+
+impl<K> Watch<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    pub(super) fn new(kind: Kind, api: Api<K>, server: &str, sender: Sender<Message>) -> Self {
+        Self { kind, api, server: server.to_owned(), sender, sweep: Sweep::default(), failing: false }
+    }
+
+    /// Delivers until the receiver is gone.
+    pub(super) async fn run(mut self, config: watcher::Config, convert: Convert<K>) {
+        let mut config = config.streaming_lists();
+        loop {
+            match self.follow(&config, convert).await {
+                End::Closed(Closed) => return,
+                End::NoStreamingLists => {
+                    debug!(kind = self.kind.resource(), "the API server has no streaming lists");
+                    config.initial_list_strategy = InitialListStrategy::ListWatch;
+                }
+                End::Stalled => {
+                    // A server that does not know of streaming lists may ignore the request for one.
+                    config.initial_list_strategy = InitialListStrategy::ListWatch;
+                    let text = format!("{}: nothing more has come of a list for {STALLED:?}", self.server);
+                    if self.fail(text).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn follow(&mut self, config: &watcher::Config, convert: Convert<K>) -> End {
+        match self.deliver(config, convert).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn deliver(
+        &mut self,
+        config: &watcher::Config,
+        convert: Convert<K>,
+    ) -> Result<std::convert::Infallible, End> {
+        let streams_lists = config.initial_list_strategy == InitialListStrategy::StreamingList;
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(FIRST_PAUSE)
+            .with_max_delay(LONGEST_PAUSE)
+            .with_jitter()
+            .without_max_times();
+        let mut pause = pauses.build();
+        let mut stream = pin!(watcher(self.api.clone(), config.clone()));
+        self.sweep.begin();
+        loop {
+            let next = if self.sweep.is_listing() {
+                timeout(STALLED, stream.next()).await.map_err(|_| End::Stalled)?
+            } else {
+                stream.next().await
+            };
+            match next {
+                Some(Ok(event)) => {
+                    // Init says only that a request is about to be sent.
+                    if !matches!(event, watcher::Event::Init) {
+                        self.recover().await?;
+                        pause = pauses.build();
+                    }
+                    self.take(event, convert).await?;
+                }
+                Some(Err(error)) if streams_lists && lacks_streaming_lists(&error) => {
+                    return Err(End::NoStreamingLists);
+                }
+                Some(Err(error)) => {
+                    if !is_routine(&error) {
+                        self.fail(explain(&error, self.kind, &self.server)).await?;
+                    }
+                    sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+                }
+                // kube's watcher never ends.
+                None => return Err(End::Stalled),
+            }
+        }
+    }
+
+    async fn take(&mut self, event: watcher::Event<K>, convert: Convert<K>) -> Result<(), Closed> {
+        match event {
+            watcher::Event::Init => self.sweep.begin(),
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+                let Some(name) = name(&object) else { return Ok(()) };
+                self.sweep.present(&name);
+                self.send(convert(name, Some(&object))).await?;
+            }
+            watcher::Event::Delete(object) => {
+                let Some(name) = name(&object) else { return Ok(()) };
+                self.sweep.absent(&name);
+                self.send(convert(name, None)).await?;
+            }
+            watcher::Event::InitDone => {
+                for name in self.sweep.end() {
+                    self.send(convert(name, None)).await?;
+                }
+                self.send(Event::Complete(self.kind)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fail(&mut self, text: String) -> Result<(), Closed> {
+        self.failing = true;
+        self.send(Event::Failing(self.kind, text)).await
+    }
+
+    async fn recover(&mut self) -> Result<(), Closed> {
+        if std::mem::take(&mut self.failing) {
+            self.send(Event::Recovered(self.kind)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Closed> {
+        self.sender.send(Message { received: Instant::now(), event }).await.map_err(|_| Closed)
+    }
+}
+
+/// Names of objects in the API are valid; one without a name is no object.
+fn name<K: Resource>(object: &K) -> Option<ObjectName> {
+    let meta = object.meta();
+    Some(ObjectName::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref()?))
+}
+
+/// A server without streaming lists calls the request invalid.
+fn lacks_streaming_lists(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 400 | 422),
+        _ => false,
+    }
+}
+
+/// The server has compacted its history, or ended a watch: part of life, and what follows is a new list or watch.
+fn is_routine(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchError(status) => status.code == 410,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
+    }
+}
+
+/// One line that says what is wrong and what to do.
+fn explain(error: &watcher::Error, kind: Kind, server: &str) -> String {
+    let resource = kind.resource();
+    let status = match error {
+        watcher::Error::WatchError(status) => Some(&**status),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(&**status),
+        _ => None,
+    };
+    let what = match status {
+        Some(status) if status.code == 401 => {
+            "refuses the credentials (401): the token has expired or is not for this server; give a valid one".into()
+        }
+        Some(status) if status.code == 403 => {
+            format!("forbids to list and watch {resource} (403): give this user the role of deploy/")
+        }
+        Some(status) => format!("cannot list {resource}: {} ({})", status.message, status.code),
+        None => format!("cannot list {resource}: {}", causes(error)),
+    };
+    format!("API server {server}: {what}; serving what was known, and trying again")
+}
+
+/// An error with its causes, each said once.
+fn causes(error: &watcher::Error) -> String {
+    let mut text = String::new();
+    let mut next: Option<&dyn std::error::Error> = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    if text.is_empty() { error.to_string() } else { text }
+}
