@@ -1,15 +1,17 @@
 //! From the model to the maps.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
 use super::problems::{About, Problems};
+use super::{Observed, gauge};
 use crate::dataplane::{Maps, wait_for_grace_period};
-use crate::model::{Model, Node, ObjectName};
+use crate::model::{self, Family, Model, Node, ObjectName};
+use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, plan_service};
 use crate::state::{Reconciled, ServicePortChange, State};
 
@@ -30,11 +32,24 @@ pub(super) struct Services {
     synced: bool,
     grace: Option<JoinHandle<()>>,
     retry_at: Option<Instant>,
+    /// Changes of endpoints that the maps do not show yet.
+    waiting: Vec<Waiting>,
+    /// Service ports of policy Local without endpoints on this node.
+    without_local: BTreeMap<ObjectName, u32>,
+    started: SystemTime,
+    observed: Observed,
+}
+
+/// A change of endpoints.
+struct Waiting {
+    received: Instant,
+    /// When it was made, if the slice says so.
+    triggered: Option<(Family, SystemTime)>,
 }
 
 impl Services {
     /// Goes on from what the maps hold.
-    pub(super) fn adopt(maps: Maps, node: &str) -> Result<Self> {
+    pub(super) fn adopt(maps: Maps, node: &str, observed: Observed) -> Result<Self> {
         let state = adopt(&maps)?;
         let mut model = Model::default();
         model.set_node(Node { name: node.into(), zone: None });
@@ -48,6 +63,10 @@ impl Services {
             synced: false,
             grace: None,
             retry_at: None,
+            waiting: Vec::new(),
+            without_local: BTreeMap::new(),
+            started: SystemTime::now(),
+            observed,
         })
     }
 
@@ -61,12 +80,28 @@ impl Services {
         self.state.is_empty()
     }
 
-    /// Changes the model.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) {
+    /// Where to tell what is seen.
+    pub(super) const fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Changes the model. Says how many Services may be served otherwise now.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) -> u32 {
         let touched = change(&mut self.model);
+        let count = u32::try_from(touched.len()).unwrap_or(u32::MAX);
         // The first time everything is looked at anyway.
         if self.synced {
             self.touched.extend(touched);
+        }
+        self.observed.health.queued();
+        count
+    }
+
+    /// Notes a change of endpoints, so that it is known how long it took to become effective.
+    pub(super) fn note_endpoints(&mut self, received: Instant, slice: Option<(Family, SystemTime)>) {
+        self.observed.metrics.endpoints_changed(1);
+        if self.synced {
+            self.waiting.push(Waiting { received, triggered: slice.filter(|(_, at)| *at > self.started) });
         }
     }
 
@@ -93,6 +128,7 @@ impl Services {
             return;
         }
         self.synced = true;
+        self.observe(begun, if whole { SyncKind::Full } else { SyncKind::Partial });
         let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
         if whole {
             let (writes, service_ports) = (result.writes.len(), plan.service_ports.len());
@@ -101,6 +137,20 @@ impl Services {
             result.changes.iter().for_each(|change| log_change(change, duration_ms));
         }
         self.begin_grace();
+    }
+
+    fn observe(&mut self, begun: Instant, kind: SyncKind) {
+        let Observed { health, metrics } = &self.observed;
+        health.applied(begun);
+        metrics.synced(kind, begun.elapsed());
+        for change in self.waiting.drain(..) {
+            metrics.endpoints_applied(change.received.elapsed());
+            if let Some((family, at)) = change.triggered {
+                // The clocks of two machines differ.
+                metrics.network_programmed(family, at.elapsed().unwrap_or_default());
+            }
+        }
+        metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, self.without_local.values().sum());
     }
 
     fn all(&self) -> BTreeSet<ObjectName> {
@@ -113,6 +163,13 @@ impl Services {
         let mut plan = Plan::default();
         for service in services {
             let part = plan_service(&self.model, service);
+            let without_local = part.service_ports.iter().filter(|(name, port)| {
+                (name.family, name.endpoints) == (Family::V4, model::TrafficPolicy::Local) && port.backends.is_empty()
+            });
+            match u32::try_from(without_local.count()).unwrap_or(u32::MAX) {
+                0 => self.without_local.remove(service),
+                count => self.without_local.insert(service.clone(), count),
+            };
             plan.service_ports.extend(part.service_ports);
             let problems = part.problems.iter().map(ToString::to_string).collect();
             self.problems.set(About::Plan(service.clone()), problems);
@@ -125,6 +182,8 @@ impl Services {
             let shortages = result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
             self.problems.set(About::Room(service.clone()), shortages.map(ToString::to_string).collect());
         }
+        self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
+        self.observed.metrics.problems.set(gauge(self.problems.count()));
     }
 
     /// When to read the maps again after a write was refused.
