@@ -49,6 +49,11 @@ fn the_image_says_its_version_serves_and_is_replaced_without_a_gap() {
         wait_until("the agent is ready", AGENT_READY, || running.log().contains(" ready ").then_some(()))
             .unwrap_or_else(|error| panic!("{error:#}\n{}", running.log()));
         serves();
+        // As kubelet's probes ask.
+        for path in ["livez", "healthz"] {
+            let url = format!("http://127.0.0.1:10256/{path}");
+            command::run(node.namespace().command("curl").args(["--silent", "--show-error", "--fail", &url])).unwrap();
+        }
         let services = running.execute(&["viaduct", "service", "list", "--bpffs", bpffs]);
         assert!(services.contains(WEB), "{services}");
         drop(running);
