@@ -19,7 +19,7 @@ pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub use object::{Handover, OBJECT, Object, Settings};
-pub(crate) use pins::require_root;
+pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 
 use lb_common::Tuple4;
