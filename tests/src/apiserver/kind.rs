@@ -14,7 +14,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order of [`Kind::index`].
+    /// All of them, in the order of their indexes.
     pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
 
     /// The kind that an object says it has.

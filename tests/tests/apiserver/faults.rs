@@ -3,10 +3,10 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
-use viaduct_tests::apiserver::{Cut, Options, Pace};
+use viaduct_tests::apiserver::{Cut, Kind, Options, Pace};
 use viaduct_tests::wait_until;
 
 use crate::{client, code, next, service, shorts, start};
@@ -50,6 +50,20 @@ async fn so_many_requests_are_refused_as_were_ordered() {
         }
         api.list(&ListParams::default()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn one_kind_can_be_refused_while_others_are_served() {
+    let server = start(Options::default());
+    let (client, _folder) = client(&server).await;
+    let services: Api<Service> = Api::all(client.clone());
+    server.refuse_kind(Kind::Service, Some(403));
+    for _ in 0..3 {
+        assert_eq!(code(services.list(&ListParams::default()).await.unwrap_err()), 403);
+        Api::<Node>::all(client.clone()).list(&ListParams::default()).await.unwrap();
+    }
+    server.refuse_kind(Kind::Service, None);
+    services.list(&ListParams::default()).await.unwrap();
 }
 
 #[tokio::test]
