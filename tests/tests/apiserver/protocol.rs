@@ -58,6 +58,14 @@ async fn a_wrong_token_is_refused_until_the_client_has_the_new_one() {
 }
 
 #[tokio::test]
+async fn plain_http_is_served_too() {
+    let server = start(Options { tls: false, token: None, ..Options::default() });
+    assert!(server.url().starts_with("http://"));
+    let (client, _folder) = client(&server).await;
+    Api::<Node>::all(client).list(&ListParams::default()).await.unwrap();
+}
+
+#[tokio::test]
 async fn pages_come_from_one_snapshot() {
     let server = start(Options::default());
     let (client, _folder) = client(&server).await;
@@ -133,6 +141,9 @@ async fn lists_mean_the_resource_version_that_they_name() {
     let any = http::Request::get("/api/v1/services?resourceVersion=0&limit=2").body(Vec::new()).unwrap();
     let any: Value = client.request(any).await.unwrap();
     assert_eq!(any["items"].as_array().unwrap().len(), 6, "lists of any age come whole");
+    let legacy = format!("/api/v1/services?resourceVersion={}&limit=10", now - 2);
+    let legacy: Value = client.request(http::Request::get(legacy).body(Vec::new()).unwrap()).await.unwrap();
+    assert_eq!(legacy["items"].as_array().unwrap().len(), 4, "a page without a match parameter is of that version");
     // The history is 4 changes long.
     assert_eq!(api.list(&parameters(now - 4, VersionMatch::Exact)).await.unwrap().items.len(), 2);
     assert_eq!(code(api.list(&parameters(now - 5, VersionMatch::Exact)).await.unwrap_err()), 410);
