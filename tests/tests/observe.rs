@@ -247,7 +247,7 @@ fn probes_are_answered_while_a_large_sync_runs() {
     needs_root!();
     let lab = lab();
     let node = lab.node("node1");
-    let agent = node.start_agent().unwrap();
+    let _agent = node.start_agent().unwrap();
     let synced = || {
         let text = get(node, METRICS, "/metrics").unwrap().body;
         series(&text, "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}")
