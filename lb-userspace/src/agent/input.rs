@@ -190,8 +190,8 @@ impl Api {
         });
         services.observed().health.node(facts.as_ref().is_some_and(|facts| facts.eligible));
         services.problems.set(About::Node, problem.into_iter().collect());
-        let zone = facts.and_then(|facts| facts.zone).map(Into::into);
-        let node = Node { name: self.node.as_str().into(), zone };
+        let nameless = || Node { name: self.node.as_str().into(), zone: None };
+        let node = facts.map_or_else(nameless, |facts| facts.node);
         services.change(|model| model.set_node(node));
     }
 }

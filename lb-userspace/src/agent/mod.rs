@@ -3,10 +3,10 @@
 //! What it has brought about stays when it ends, however it ends. A new agent finds it in the pinned maps and links, and
 //! goes on from there.
 //!
-//! - [`input`]: what the source tells, into the model, and when it has told enough;
-//! - [`services`]: from the model to the maps;
-//! - [`coverage`]: programs on interfaces;
-//! - [`problems`]: what cannot be served as it is written, logged when it comes and when it goes.
+//! - `input`: what the source tells, into the model, and when it has told enough;
+//! - `services`: from the model to the maps;
+//! - `coverage`: programs on interfaces;
+//! - `problems`: what cannot be served as it is written, logged when it comes and when it goes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 //! One task for each kind runs kube's watcher, converts objects as they come, and sends [`Event`]s. Nothing of the API's own
 //! types is kept. What the server has told completely once stays known: a stream that breaks, a server that is away, a
 //! history that is gone (410) change nothing by themselves. After a new list, what it did not contain is sent as absent,
-//! at its end and not before ([`sweep`]).
+//! at its end and not before (`sweep`).
 
 use std::time::Instant;
 

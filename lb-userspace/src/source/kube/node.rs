@@ -3,17 +3,17 @@
 use k8s_openapi::api::core::v1::Node;
 
 use super::Event;
-use crate::model::ObjectName;
+use crate::model::{self, ObjectName};
+use crate::source::convert;
 
-const ZONE: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler is about to delete the node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// What matters of a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Where it is; none where nodes have no zones.
-    pub zone: Option<String>,
+    /// Its name and zone.
+    pub node: model::Node,
     /// Whether it will stay: it is neither being deleted nor marked for it.
     pub eligible: bool,
 }
@@ -23,10 +23,9 @@ pub(super) fn convert(_: ObjectName, object: Option<&Node>) -> Event {
 }
 
 fn facts(node: &Node) -> NodeFacts {
-    let labels = node.metadata.labels.as_ref();
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     NodeFacts {
-        zone: labels.and_then(|labels| labels.get(ZONE)).filter(|zone| !zone.is_empty()).cloned(),
+        node: convert::node(node),
         eligible: node.metadata.deletion_timestamp.is_none() && !taints.iter().any(|taint| taint.key == TO_BE_DELETED),
     }
 }
