@@ -71,7 +71,8 @@ fn run(size: &Size) -> Result<()> {
     println!("processor, {CHANGES_PER_SECOND} changes/s   {churn:.1} % of one core");
     let (before, counted) = (metric(&cluster), size.changes);
     let seen = cluster.while_changing(CHANGES_PER_SECOND, || cluster.changes_seen(counted))?;
-    println!("change until a connection  {}", Spread::of(seen));
+    println!("change until a connection  {}", Spread::of(seen.changes));
+    println!("  a connection by itself   {}", Spread::of(seen.connections));
     if let (Some(before), Some(after)) = (before, metric(&cluster)) {
         println!("  of it inside the agent   {:.2?} on average", (after.0 - before.0).div_f64(after.1 - before.1));
     }
@@ -100,12 +101,13 @@ fn starts(title: &str, cluster: &Cluster, size: &Size) -> Result<()> {
     }
     for (what, starts) in [("first start", fresh), ("restart", again)] {
         println!("{title}, {what}");
-        let parts: [(&str, fn(&Start) -> Duration); 5] = [
+        let parts: [(&str, fn(&Start) -> Duration); 6] = [
             ("all programmed", |start| start.all),
             ("lists complete", |start| start.listed),
             ("plan", |start| start.plan),
             ("state", |start| start.state),
             ("writes", |start| start.write),
+            ("processor time", |start| start.cpu),
         ];
         for (name, part) in parts {
             println!("  {name:<15} {}", Spread::of(starts.iter().map(|(start, _)| part(start))));

@@ -19,6 +19,8 @@ use viaduct_tests::{
     Agent, EndpointSliceManifest, Lab, Node, Protocol::Tcp, ServiceManifest, Topology, apiserver, wait_until,
 };
 
+use crate::process::cpu_time;
+
 /// Endpoints of each generated Service.
 pub const ENDPOINTS: u32 = 10;
 /// Where clients dial the Service that is ours.
@@ -51,6 +53,17 @@ pub struct Start {
     pub all: Duration,
     /// Entries written.
     pub writes: u64,
+    /// Processor time that the process took for it.
+    pub cpu: Duration,
+}
+
+/// What a client has seen of changes.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// From a change, just before the API server has it, until a connection to the new endpoint was there.
+    pub changes: Vec<Duration>,
+    /// Of the connections between the changes, how long each took: what a busy machine adds is in these too.
+    pub connections: Vec<Duration>,
 }
 
 impl Cluster {
@@ -98,6 +111,7 @@ impl Cluster {
         let applied = wait_until("all services are applied", START, || line(&agent.log(), "services applied"));
         let applied = applied.with_context(|| format!("the agent's log:\n{}", agent.log()))?;
         agent.wait_until_ready()?;
+        let cpu = cpu_time(agent.pid())?;
         let listed = line(&agent.log(), "lists complete").context("no line of complete lists")?;
         let part = |field: &str| -> Result<Duration> {
             let milliseconds = applied[field].as_f64().with_context(|| format!("no {field} in {applied}"))?;
@@ -110,6 +124,7 @@ impl Cluster {
             write: part("write_ms")?,
             all: since(begun, &applied)?,
             writes: applied["writes"].as_u64().context("no number of writes")?,
+            cpu,
         };
         Ok((agent, start))
     }
@@ -155,12 +170,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Times from a change of our Service's endpoint, just before the API server has it, until a connection of the client's
-    /// is answered by the new one. The client connects all the time.
+    /// Changes the endpoint of our Service again and again, while the client connects all the time.
     ///
     /// # Errors
     /// When a connection fails, or goes to the former endpoint after one went to the new one.
-    pub fn changes_seen(&self, count: u32) -> Result<Vec<Duration>> {
+    pub fn changes_seen(&self, count: u32) -> Result<Seen> {
         let address = SocketAddr::new(OURS.parse()?, 80);
         let wait_until_answers = |endpoint: u8| -> Result<Instant> {
             let begun = Instant::now();
@@ -175,20 +189,22 @@ impl Cluster {
         self.lab.pod("client").namespace().run(|| {
             self.lead_to(0)?;
             wait_until_answers(0)?;
-            let mut times = Vec::new();
+            let mut seen = Seen::default();
             for number in 1..=count {
                 let endpoint = u8::try_from(number % 2)?;
                 let begun = Instant::now();
                 self.lead_to(endpoint)?;
-                times.push(wait_until_answers(endpoint)?.duration_since(begun));
+                seen.changes.push(wait_until_answers(endpoint)? - begun);
                 // Of different length, so as not to fall into step with the other changes.
                 let pause = Duration::from_micros(10_000 + u64::from(number * 7919 % 10_000));
                 while begun.elapsed() < pause {
-                    let (_, answer) = ask(address)?;
+                    let asked = Instant::now();
+                    let (connected, answer) = ask(address)?;
                     ensure!(answer == endpoint, "a connection went back to {}", BACKENDS[usize::from(answer)]);
+                    seen.connections.push(connected - asked);
                 }
             }
-            Ok(times)
+            Ok(seen)
         })
     }
 

@@ -123,7 +123,10 @@ impl Services {
         sync.write += compared.elapsed();
         sync.service_ports += plan.service_ports.len();
         sync.writes += result.writes.len();
-        sync.changes.extend(result.changes);
+        // What begins is not told one by one.
+        if self.synced {
+            sync.changes.extend(result.changes);
+        }
         Ok(())
     }
 
