@@ -14,6 +14,7 @@ pub mod dataplane;
 pub mod interfaces;
 pub mod maglev;
 pub mod model;
+pub mod observe;
 pub mod plan;
 pub mod source;
 pub mod state;

@@ -32,6 +32,7 @@
 //!
 //! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
 //! - [`apiserver`]: a Kubernetes API server that a test fills, and that fails on demand.
+//! - [`daemonset`]: what an agent in a cluster is given.
 //! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
 //!
 //! Sending traffic and judging it:
@@ -53,6 +54,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod client;
 pub mod command;
+pub mod daemonset;
 pub mod datapath;
 pub mod deadline;
 pub mod lab;

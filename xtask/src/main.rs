@@ -1,6 +1,8 @@
 //! `cargo xtask`: set-up, build, demo and tests, each one command on a machine that has nothing but Rust.
 
+mod image;
 mod kernels;
+mod manifests;
 mod setup;
 mod suite;
 mod tally;
@@ -50,6 +52,10 @@ enum Command {
     Test(suite::Options),
     /// Boot stock Debian kernels in QEMU and run the smoke test of the lab, or a command, in them
     Kernels(kernels::Options),
+    /// Build the agent's container image, as an OCI archive
+    Image(image::Options),
+    /// Render what is in `deploy/` and check it, without a cluster
+    Manifests,
 }
 
 fn main() -> ExitCode {
@@ -80,6 +86,11 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Test(options) => return suite::run(&options),
         Command::Kernels(options) => return kernels::run(&options),
+        Command::Image(options) => image::run(&options)?,
+        Command::Manifests => {
+            manifests::check(&workspace::build_agent(true)?)?;
+            println!("manifests: good");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

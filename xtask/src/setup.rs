@@ -32,22 +32,28 @@ pub(crate) enum Need {
     Kernels,
     /// Lint the BPF programs.
     Lint,
+    /// Render and check what is in `deploy/`.
+    Manifests,
+    /// Build a container image, and run it.
+    Image,
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 4] = [Self::Object, Self::Lab, Self::Kernels, Self::Lint];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Object, Self::Lab, Self::Kernels, Self::Lint, Self::Manifests, Self::Image];
 }
 
 /// A program that we run, the Debian package it comes in, and what for.
 type Program = (&'static str, &'static str, &'static str);
 
-const LAB: [Program; 6] = [
+const LAB: [Program; 7] = [
     ("ip", "iproute2", "network namespaces, interfaces and routes of the lab"),
     ("bpftool", "bpftool", "reads the pinned maps and programs"),
     ("tcpdump", "tcpdump", "keeps the packets of a failing test"),
     ("curl", "curl", "asks the demo's services by hand"),
     ("ethtool", "ethtool", "switches the checksum offloads of the lab's interfaces"),
     ("kubectl", "kubernetes-client", "reads the lab's API server as people do"),
+    ("nft", "nftables", "rules as kube-proxy has them, to migrate from"),
 ];
 const KERNELS: [Program; 4] = [
     ("qemu-system-x86_64", "qemu-system-x86", "boots the other kernels"),
@@ -55,6 +61,8 @@ const KERNELS: [Program; 4] = [
     ("depmod", "kmod", "modules of a kernel that is unpacked, not installed"),
     ("xz", "xz-utils", "unpacks kernel modules"),
 ];
+const IMAGE: [Program; 2] =
+    [("buildah", "buildah", "builds the container image"), ("runc", "runc", "runs the container image in a test")];
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Missing {
@@ -145,7 +153,18 @@ fn missing(needs: &[Need]) -> Result<BTreeSet<Missing>> {
     if needs.contains(&Need::Kernels) {
         missing.extend(programs(&KERNELS, |path| !path.ends_with("busybox") || is_static(path)));
     }
+    if needs.contains(&Need::Image) {
+        missing.extend(programs(&IMAGE, |_| true));
+    }
+    // Debian splits the module off, with a file nowhere on the path.
+    if needs.contains(&Need::Manifests) && !runs(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
+        missing.insert(Missing::Package { name: "python3-venv", why: "helm, kubectl and schemas come from PyPI" });
+    }
     Ok(missing)
+}
+
+fn runs(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
 }
 
 /// Rustup's clippy comes with its toolchain; the distribution's is a package of its own.
@@ -249,7 +268,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// A program without an interpreter; the name of a dynamic one's stands right behind the program headers.
-fn is_static(program: &Path) -> bool {
+pub(crate) fn is_static(program: &Path) -> bool {
     let Ok(bytes) = fs::read(program) else { return false };
     !bytes[..bytes.len().min(4096)].windows(8).any(|window| window == b"ld-linux")
 }

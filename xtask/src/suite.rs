@@ -13,7 +13,7 @@ use clap::Args;
 use xtask::{ebpf, toolchain::BpfToolchain};
 
 use crate::{
-    kernels,
+    image, kernels, manifests,
     setup::{self, Need},
     tally::Tally,
     workspace::{self, AGENT_VARIABLE, cargo, target_dir},
@@ -38,7 +38,7 @@ impl Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut needs = vec![Need::Object, Need::Lab];
     if options.filter.is_none() {
-        needs.push(Need::Lint);
+        needs.extend([Need::Lint, Need::Manifests, Need::Image]);
     }
     if options.boots_kernels() {
         needs.push(Need::Kernels);
@@ -78,9 +78,19 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         "unit",
         cargo("test").args(["--workspace", "--exclude", "viaduct-tests"]).args(kinds).args(show).args(filter),
     )?;
+    if options.filter.is_none() {
+        match manifests::unsupported() {
+            None => suite.step("manifests", |_| manifests::check(&agent).map(|()| true))?,
+            Some(reason) => suite.skip("manifests", &reason),
+        }
+        suite.step("image", |_| image::build().map(|_| true))?;
+    }
     // One at a time: each lab is a cluster, and this machine may have two processors.
     let mut lab = cargo("test");
     lab.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-tests"]).args(kinds).args(show);
+    if options.filter.is_none() {
+        lab.env(image::VARIABLE, image::archive());
+    }
     suite.tests("lab", lab.arg("--test-threads=1").args(filter))?;
     if options.filter.is_some() {
         return Ok(());

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use tracing::{error, info};
 
+use super::{Observed, gauge};
 use crate::dataplane::attach::{self, Mechanism};
 use crate::dataplane::{Object, Pins};
 use crate::interfaces::Names;
@@ -13,11 +14,12 @@ pub(super) struct Coverage {
     pins: Pins,
     mechanism: Mechanism,
     covered: Names,
+    observed: Observed,
 }
 
 impl Coverage {
-    pub(super) fn new(object: Object, pins: Pins) -> Self {
-        Self { object, pins, mechanism: Mechanism::of_this_kernel(), covered: Names::new() }
+    pub(super) fn new(object: Object, pins: Pins, observed: Observed) -> Self {
+        Self { object, pins, mechanism: Mechanism::of_this_kernel(), covered: Names::new(), observed }
     }
 
     /// How many interfaces have the programs.
@@ -62,5 +64,6 @@ impl Coverage {
                 Err(error) => error!(interface = name, index, "{error:#}"),
             }
         }
+        self.observed.metrics.interfaces.set(gauge(self.covered.len()));
     }
 }

@@ -1,6 +1,6 @@
 //! What the source tells, into the model, and when it has told enough to act on.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use tokio::sync::mpsc::Receiver;
@@ -9,7 +9,8 @@ use tracing::info;
 use super::Source;
 use super::problems::About;
 use super::services::Services;
-use crate::model::{Node, ObjectName};
+use crate::model::{EndpointSlice, Family, Node, ObjectName};
+use crate::observe::Metrics;
 use crate::source::kube::{self, Change, Event, Kind, Message, NodeFacts};
 use crate::source::manifests::{Folder, Watcher};
 
@@ -45,7 +46,7 @@ pub(super) struct Api {
 impl Input {
     /// # Errors
     /// When there is nothing to read from. What goes away later is waited for.
-    pub(super) async fn open(source: &Source, node: &str) -> Result<Self> {
+    pub(super) async fn open(source: &Source, node: &str, metrics: &Metrics) -> Result<Self> {
         match source {
             Source::Manifests(dir) => {
                 // What is not there at all is more likely mistyped than late.
@@ -56,7 +57,7 @@ impl Input {
             }
             Source::Kube(options) => Ok(Self::Api(Api {
                 node: node.to_owned(),
-                receiver: kube::watch(options, node).await?,
+                receiver: kube::watch(options, node, metrics).await?,
                 waiting: Vec::new(),
                 services: false,
                 slices: false,
@@ -97,7 +98,8 @@ impl Manifests {
                 self.folder.dir().display()
             ));
         } else if snapshot.complete {
-            services.change(|model| model.replace(snapshot.services, snapshot.slices));
+            let changed = services.change(|model| model.replace(snapshot.services, snapshot.slices));
+            services.observed().metrics.services_changed(changed);
             services.complete();
         }
         // Otherwise nothing is known, so nothing is touched.
@@ -124,7 +126,7 @@ impl Api {
 
     fn read(&mut self, services: &mut Services) {
         for message in std::mem::take(&mut self.waiting) {
-            self.take(message.event, services);
+            self.take(message, services);
         }
         if self.services && self.slices {
             self.deadline.get_or_insert_with(|| {
@@ -137,23 +139,30 @@ impl Api {
         }
     }
 
-    fn take(&mut self, event: Event, services: &mut Services) {
+    fn take(&mut self, Message { received, event }: Message, services: &mut Services) {
         match event {
             Event::Service(change) => {
                 let (name, object, problems) = split(change, |service| service.name.clone());
+                services.observed().metrics.services_changed(1);
                 services.problems.set(About::Service(name.clone()), problems);
                 match object {
                     Object::Present(service) => services.change(|model| model.apply_service(service)),
                     Object::Absent => services.change(|model| model.delete_service(&name)),
-                    Object::AsBefore => {}
-                }
+                    Object::AsBefore => 0,
+                };
             }
             Event::Slice(change) => {
                 let (name, object, problems) = split(change, |slice| slice.name.clone());
                 services.problems.set(About::Slice(name.clone()), problems);
                 match object {
-                    Object::Present(slice) => services.change(|model| model.apply_slice(slice)),
-                    Object::Absent => services.change(|model| model.delete_slice(&name)),
+                    Object::Present(slice) => {
+                        services.note_endpoints(received, triggered(&slice));
+                        services.change(|model| model.apply_slice(slice));
+                    }
+                    Object::Absent => {
+                        services.note_endpoints(received, None);
+                        services.change(|model| model.delete_slice(&name));
+                    }
                     Object::AsBefore => {}
                 }
             }
@@ -168,7 +177,10 @@ impl Api {
                     self.take_node(None, services);
                 }
             }
-            Event::Failing(kind, text) => services.problems.set(About::Api(kind), vec![text]),
+            Event::Failing(kind, text) => {
+                services.observed().metrics.api_errors.inc();
+                services.problems.set(About::Api(kind), vec![text]);
+            }
             Event::Recovered(kind) => services.problems.set(About::Api(kind), Vec::new()),
         }
     }
@@ -181,11 +193,18 @@ impl Api {
                 self.node
             )
         });
+        services.observed().health.node(facts.as_ref().is_some_and(|facts| facts.eligible));
         services.problems.set(About::Node, problem.into_iter().collect());
         let zone = facts.and_then(|facts| facts.zone).map(Into::into);
         let node = Node { name: self.node.as_str().into(), zone };
         services.change(|model| model.set_node(node));
     }
+}
+
+/// When the change that a slice shows was made.
+fn triggered(slice: &EndpointSlice) -> Option<(Family, SystemTime)> {
+    let nanoseconds = u64::try_from(slice.triggered?).ok()?;
+    Some((slice.family, SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)))
 }
 
 enum Object<T> {

@@ -10,6 +10,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -20,6 +21,8 @@ use tracing::{error, info, warn};
 use crate::config::Configuration;
 use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use crate::interfaces::Interfaces;
+use crate::model::Family;
+use crate::observe::{self, Health, Metrics};
 use crate::source::kube;
 
 mod coverage;
@@ -30,6 +33,9 @@ mod services;
 use coverage::Coverage;
 use input::Input;
 use services::Services;
+
+/// What the maps can hold.
+const FAMILIES: &[Family] = &[Family::V4];
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -88,16 +94,17 @@ async fn exit_when_told(mut signal: Signal) {
 }
 
 async fn serve(options: Options) -> Result<()> {
+    let observed = Observed::new(&options)?;
     // Begins to watch before anything is read, or a change in between is lost.
-    let mut input = Input::open(&options.source, &options.node).await?;
+    let mut input = Input::open(&options.source, &options.node, &observed.metrics).await?;
     options.pins.create()?;
     let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
 
     let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
     object.pin(&options.pins)?;
-    let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node)?;
-    let mut coverage = Coverage::new(object, options.pins.clone());
+    let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node, observed.clone())?;
+    let mut coverage = Coverage::new(object, options.pins.clone(), observed);
 
     input.read(&mut services);
     services.apply();
@@ -120,6 +127,38 @@ async fn serve(options: Options) -> Result<()> {
         }
         announced = announced || announce(&options, &services, &coverage);
     }
+}
+
+/// What the servers of health and metrics show.
+#[derive(Clone)]
+struct Observed {
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+}
+
+impl Observed {
+    /// Starts the servers.
+    fn new(options: &Options) -> Result<Self> {
+        let health = Arc::new(Health::new(FAMILIES));
+        let metrics = Metrics::new(FAMILIES, options.pins.clone()).context("cannot register the metrics")?;
+        // An API server tells whether the node may have traffic.
+        health.node(matches!(options.source, Source::Manifests(_)));
+        let observed = Self { health, metrics: Arc::new(metrics) };
+        if let Some(address) = options.healthz_bind_address {
+            let Self { health, metrics } = observed.clone();
+            tokio::spawn(observe::serve::health(address, health, metrics));
+        }
+        if let Some(address) = options.metrics_bind_address {
+            let configuration = options.configuration.values().into();
+            tokio::spawn(observe::serve::metrics(address, Arc::clone(&observed.metrics), configuration));
+        }
+        Ok(observed)
+    }
+}
+
+/// The value of a gauge.
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 async fn wait(task: Option<&mut JoinHandle<()>>) {

@@ -39,10 +39,15 @@ impl Problems {
             true => self.standing.remove(&about).unwrap_or_default(),
             false => self.standing.insert(about.clone(), problems.clone()).unwrap_or_default(),
         };
-        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+        let stands = |problem: &&String| {
+            let elsewhere = self.standing.iter().filter(|(other, _)| **other != about);
+            elsewhere.flat_map(|(_, problems)| problems).any(|other| other == *problem)
+        };
+        // A server that cannot be reached is told once, not for each kind of object.
+        for problem in problems.iter().filter(|problem| !before.contains(problem) && !stands(problem)) {
             warn!("{problem}");
         }
-        for problem in before.iter().filter(|problem| !problems.contains(problem)) {
+        for problem in before.iter().filter(|problem| !problems.contains(problem) && !stands(problem)) {
             info!("no longer a problem: {problem}");
         }
     }

@@ -1,15 +1,17 @@
 //! From the model to the maps.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
 use super::problems::{About, Problems};
+use super::{Observed, gauge};
 use crate::dataplane::{Maps, give_memory_back, wait_for_grace_period};
-use crate::model::{Model, Node, ObjectName};
+use crate::model::{self, Family, Model, Node, ObjectName};
+use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, plan_service};
 use crate::state::{Reconciled, ServicePortChange, State};
 
@@ -33,11 +35,24 @@ pub(super) struct Services {
     synced: bool,
     grace: Option<JoinHandle<()>>,
     retry_at: Option<Instant>,
+    /// Changes of endpoints that the maps do not show yet.
+    waiting: Vec<Waiting>,
+    /// Service ports of policy Local without endpoints on this node.
+    without_local: BTreeMap<ObjectName, u32>,
+    started: SystemTime,
+    observed: Observed,
+}
+
+/// A change of endpoints.
+struct Waiting {
+    received: Instant,
+    /// When it was made, if the slice says so.
+    triggered: Option<(Family, SystemTime)>,
 }
 
 impl Services {
     /// Goes on from what the maps hold.
-    pub(super) fn adopt(maps: Maps, node: &str) -> Result<Self> {
+    pub(super) fn adopt(maps: Maps, node: &str, observed: Observed) -> Result<Self> {
         let state = adopt(&maps)?;
         let mut model = Model::default();
         model.set_node(Node { name: node.into(), zone: None });
@@ -51,6 +66,10 @@ impl Services {
             synced: false,
             grace: None,
             retry_at: None,
+            waiting: Vec::new(),
+            without_local: BTreeMap::new(),
+            started: SystemTime::now(),
+            observed,
         })
     }
 
@@ -64,25 +83,52 @@ impl Services {
         self.state.is_empty()
     }
 
-    /// Changes the model.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) {
+    /// Where to tell what is seen.
+    pub(super) const fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Changes the model. Says how many Services may be served otherwise now.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Model) -> BTreeSet<ObjectName>) -> u32 {
         let touched = change(&mut self.model);
+        // Before the model is complete, waiting is no failure.
+        if self.complete && !touched.is_empty() {
+            self.observed.health.queued();
+        }
+        let count = u32::try_from(touched.len()).unwrap_or(u32::MAX);
         // The first time everything is looked at anyway.
         if self.synced {
             self.touched.extend(touched);
         }
+        count
+    }
+
+    /// Notes a change of endpoints, so that it is known how long it took to become effective.
+    pub(super) fn note_endpoints(&mut self, received: Instant, slice: Option<(Family, SystemTime)>) {
+        self.observed.metrics.endpoints_changed(1);
+        if self.synced {
+            self.waiting.push(Waiting { received, triggered: slice.filter(|(_, at)| *at > self.started) });
+        }
     }
 
     /// The model holds all that there is: before this, nothing in the maps is touched.
-    pub(super) const fn complete(&mut self) {
-        self.complete = true;
+    pub(super) fn complete(&mut self) {
+        if !std::mem::replace(&mut self.complete, true) {
+            self.observed.health.queued();
+        }
     }
 
     /// Makes the maps equal to the model, as far as they may differ.
     pub(super) fn apply(&mut self) {
-        if !self.complete || self.retry_at.is_some() || (self.synced && self.touched.is_empty()) {
+        if !self.complete || self.retry_at.is_some() {
             return;
         }
+        if self.synced && self.touched.is_empty() {
+            self.waiting.clear();
+            self.observed.metrics.nothing_pending();
+            return;
+        }
+        let begun = Instant::now();
         let whole = !self.synced;
         let mut services = if whole { self.all() } else { std::mem::take(&mut self.touched) };
         // Where nothing is served yet, nothing moves between Services, and they need not be seen all at once.
@@ -102,6 +148,7 @@ impl Services {
             }
         }
         self.synced = true;
+        self.observe(begun, if whole { SyncKind::Full } else { SyncKind::Partial });
         sync.log(whole);
         if whole {
             give_memory_back();
@@ -130,6 +177,27 @@ impl Services {
         Ok(())
     }
 
+    fn observe(&mut self, begun: Instant, kind: SyncKind) {
+        self.observe_usage();
+        let Observed { health, metrics } = &self.observed;
+        health.applied(begun);
+        metrics.synced(kind, begun.elapsed());
+        for change in self.waiting.drain(..) {
+            metrics.endpoints_applied(change.received.elapsed());
+            if let Some((family, at)) = change.triggered {
+                // The clocks of two machines differ.
+                metrics.network_programmed(family, at.elapsed().unwrap_or_default());
+            }
+        }
+        metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, self.without_local.values().sum());
+    }
+
+    fn observe_usage(&self) {
+        for (map, used, size) in self.state.usage() {
+            self.observed.metrics.map_usage(map, used, size);
+        }
+    }
+
     fn all(&self) -> BTreeSet<ObjectName> {
         let mut all: BTreeSet<_> = self.model.services().map(|service| service.name.clone()).collect();
         all.extend(self.problems.planned().chain(self.problems.without_room()).cloned());
@@ -140,6 +208,13 @@ impl Services {
         let mut plan = Plan::default();
         for service in services {
             let part = plan_service(&self.model, service);
+            let without_local = part.service_ports.iter().filter(|(name, port)| {
+                (name.family, name.endpoints) == (Family::V4, model::TrafficPolicy::Local) && port.backends.is_empty()
+            });
+            match u32::try_from(without_local.count()).unwrap_or(u32::MAX) {
+                0 => self.without_local.remove(service),
+                count => self.without_local.insert(service.clone(), count),
+            };
             plan.service_ports.extend(part.service_ports);
             let problems = part.problems.iter().map(ToString::to_string).collect();
             self.problems.set(About::Plan(service.clone()), problems);
@@ -152,6 +227,8 @@ impl Services {
             let shortages = result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
             self.problems.set(About::Room(service.clone()), shortages.map(ToString::to_string).collect());
         }
+        self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
+        self.observed.metrics.problems.set(gauge(self.problems.count()));
     }
 
     /// When to read the maps again after a write was refused.
@@ -191,6 +268,7 @@ impl Services {
     pub(super) fn end_grace(&mut self) {
         self.grace = None;
         self.state.release();
+        self.observe_usage();
         self.begin_grace();
         // What was given back may be what these lack.
         self.touched.extend(self.problems.without_room().cloned());
@@ -219,7 +297,7 @@ struct Sync {
 
 impl Sync {
     fn log(&self, whole: bool) {
-        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let ms = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
         let duration_ms = ms(self.plan + self.state + self.write);
         if whole {
             let Self { writes, service_ports, .. } = self;

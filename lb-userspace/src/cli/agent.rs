@@ -132,7 +132,9 @@ impl Arguments {
     }
 
     fn start_logging(&self) -> Result<()> {
-        let filter = EnvFilter::try_new(&self.log_level).context("--log-level")?;
+        // The kube client logs what we say in our own words; a directive that names it comes later and wins.
+        let directives = format!("kube_client=error,kube_runtime=error,{}", self.log_level);
+        let filter = EnvFilter::try_new(directives).context("--log-level")?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A log that cannot be written (a full disk, a reader that is gone) is no reason to stop serving.
         let builder = builder.log_internal_errors(false);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{Format, output};
-use crate::dataplane::{Pins, attach, require_root};
+use crate::dataplane::{AGENT, Pins, attach, require_capabilities};
 
 #[derive(Debug, Serialize)]
 struct Removed {
@@ -17,9 +17,10 @@ struct Removed {
 }
 
 pub(super) fn run(pins: &Pins, format: Format) -> Result<()> {
-    require_root()?;
+    require_capabilities(&AGENT)?;
     // Elsewhere a folder `v2` is somebody's data.
     pins.require_bpffs()?;
+    pins.require_writable()?;
     let mut removed = Vec::new();
     if pins.root().exists() {
         // An agent that still runs would go on writing to maps that nobody reads.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
-use lb_common::abi::{BackendState, FrontendKey4, Scope, ServiceName};
+use lb_common::abi::{BackendState, FrontendKey4, Scope, ServiceName, TrafficPolicy};
 use serde::Serialize;
 
 use super::{Format, output};
@@ -18,6 +18,8 @@ struct ServiceRow {
     protocol: &'static str,
     frontend: SocketAddrV4,
     scope: &'static str,
+    /// Which endpoints of the Service are backends.
+    endpoints: &'static str,
     backends: usize,
     slots: u32,
     connections: u64,
@@ -45,6 +47,7 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
                 Scope::Cluster => "cluster",
                 Scope::External => "external",
             },
+            endpoints: endpoints(name),
             backends: backends.len(),
             slots: range.len,
             connections: stats.connections,
@@ -81,6 +84,8 @@ struct BackendRow {
     port_name: String,
     protocol: &'static str,
     backend: SocketAddrV4,
+    /// Of which endpoints of the Service it is one.
+    endpoints: &'static str,
     /// Part of the service's new connections that it gets, 0 to 1.
     share: f64,
     connections: u64,
@@ -107,6 +112,7 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
             port_name: text(name.port.as_str()),
             protocol: backend.protocol.name(),
             backend: SocketAddrV4::new(Ipv4Addr::from(backend.address), backend.port),
+            endpoints: endpoints(name),
             share: shares.get(&id).copied().unwrap_or_default(),
             connections: maps.backend_stats(id)?.connections,
             id,
@@ -145,6 +151,13 @@ pub(super) fn labels(names: &BTreeMap<u32, ServiceName>) -> BTreeMap<u32, String
 
 fn address(key: &FrontendKey4) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::from(key.address), key.port)
+}
+
+const fn endpoints(name: &ServiceName) -> &'static str {
+    match name.endpoints {
+        TrafficPolicy::Cluster => "cluster",
+        TrafficPolicy::Local => "local",
+    }
 }
 
 fn text(part: Option<&str>) -> String {

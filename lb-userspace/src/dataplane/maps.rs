@@ -307,12 +307,12 @@ fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn pinned(pins: &Pins, name: &str) -> Result<MapData> {
+pub(super) fn pinned(pins: &Pins, name: &str) -> Result<MapData> {
     let path = pins.map(name);
     MapData::from_pin(&path).with_context(|| format!("cannot open the map {}", path.display()))
 }
 
-fn per_cpu<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
+pub(super) fn per_cpu<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
     PerCpuArray::try_from(Map::from_map_data(pinned(pins, name)?)?)
         .with_context(|| format!("{name} has another layout"))
 }

@@ -8,6 +8,7 @@
 //! All `unsafe` of the agent is in `shared_array`, `grace` and `memory`.
 
 pub mod attach;
+mod figures;
 mod grace;
 mod maps;
 mod memory;
@@ -15,11 +16,12 @@ mod object;
 mod pins;
 mod shared_array;
 
+pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
 pub use object::{Handover, OBJECT, Object, Settings};
-pub(crate) use pins::require_root;
+pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 
 use lb_common::Tuple4;

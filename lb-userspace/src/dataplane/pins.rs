@@ -5,11 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use caps::{CapSet, Capability};
 use lb_common::abi::LAYOUT;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 /// The folder of one node on a BPF file system.
 #[derive(Debug, Clone)]
@@ -65,13 +67,14 @@ impl Pins {
         self.layout().join("filters")
     }
 
-    /// Makes the folders.
+    /// Makes the folders. An agent comes by here before it touches anything.
     ///
     /// # Errors
-    /// When they are not on a BPF file system, or cannot be made.
+    /// When this process lacks a capability, or the folders are not on a BPF file system, or cannot be made.
     pub fn create(&self) -> Result<()> {
-        require_root()?;
+        require_capabilities(&AGENT)?;
         self.require_bpffs()?;
+        self.require_writable()?;
         for folder in [self.programs(), self.links(), self.filters()] {
             fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot create {}: check its parent folders", folder.display()))?;
@@ -84,7 +87,7 @@ impl Pins {
     /// # Errors
     /// Says what is missing and how to get it.
     pub fn require_datapath(&self) -> Result<()> {
-        require_root()?;
+        require_capabilities(&READER)?;
         if self.layout().join("FRONTENDS_4").exists() {
             return Ok(());
         }
@@ -114,7 +117,7 @@ impl Pins {
     /// # Errors
     /// Says how to get one.
     pub fn require_bpffs(&self) -> Result<()> {
-        let existing = self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let existing = self.existing();
         let kind = statfs(existing).with_context(|| format!("cannot look at {}", existing.display()))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
             bail!(
@@ -123,6 +126,28 @@ impl Pins {
             );
         }
         Ok(())
+    }
+
+    /// Checks that pins can be made and replaced.
+    ///
+    /// # Errors
+    /// Says how that can be had.
+    pub fn require_writable(&self) -> Result<()> {
+        let existing = self.existing();
+        let mounted = statvfs(existing).with_context(|| format!("cannot look at {}", existing.display()))?;
+        if mounted.flags().contains(FsFlags::ST_RDONLY) {
+            bail!(
+                "{} is on a BPF file system that is mounted read-only: remount it with `mount -o remount,rw`, or take \
+                 `readOnly` off the container's volume mount",
+                self.root.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The folder, or that one of its parents which exists.
+    fn existing(&self) -> &Path {
+        self.root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
     }
 
     /// Takes the lock of an agent. `advice` ends the message when another process has it.
@@ -164,13 +189,32 @@ fn holder_in(locks: &str, file: &str) -> Option<u32> {
     })
 }
 
+/// What an agent needs, and whoever detaches its programs.
+pub(crate) const AGENT: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+/// What reading the pinned maps needs. Newer kernels ask for nothing but access to the pins.
+pub(crate) const READER: [Capability; 1] = [Capability::CAP_BPF];
+
 /// # Errors
-/// When this process does not run as root.
-pub(crate) fn require_root() -> Result<()> {
-    if nix::unistd::geteuid().is_root() {
+/// Names the capabilities of `needed` that this process does not have in force. Root may lack them too, in a container.
+pub(crate) fn require_capabilities(needed: &[Capability]) -> Result<()> {
+    let held = caps::read(None, CapSet::Effective).context("cannot read the capabilities of this process")?;
+    // From the time before the kernel had the other two, and still taken for them.
+    let is_held = |needed: &&Capability| {
+        held.contains(needed) || (**needed != Capability::CAP_NET_ADMIN && held.contains(&Capability::CAP_SYS_ADMIN))
+    };
+    let names = |capabilities: Vec<&Capability>| {
+        capabilities.iter().map(|capability| capability.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let missing: Vec<_> = needed.iter().filter(|needed| !is_held(needed)).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    bail!("viaduct needs root, to read and write BPF maps: run it with sudo, or in a privileged container");
+    bail!(
+        "viaduct needs root with {}, and does not have {}: run it with sudo, or add them to the container's \
+         securityContext.capabilities",
+        names(needed.iter().collect()),
+        names(missing)
+    );
 }
 
 #[cfg(test)]

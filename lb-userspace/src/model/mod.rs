@@ -8,6 +8,7 @@
 //! ```
 //!
 //! [`Model`] keeps both references indexed, so that one changed object costs work for the Services that it touches only.
+//! It keeps small what a large cluster has many of: 100,000 endpoints in 10,000 slices of as many Services are 14 MiB.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use lb_common::Protocol;
 
 mod object;
 mod problem;
+mod shared;
 
 pub use object::{
     Endpoint, EndpointSlice, Family, Node, ObjectName, Service, ServicePort, SlicePort, Topology, TrafficPolicy,
@@ -23,40 +25,46 @@ pub use object::{
 };
 pub use problem::{Origin, Problem, Problems};
 
+use shared::Shared;
+
 /// What a Service lays claim to: only one Service can be dialled there.
 pub type Claim = (IpAddr, u16, Protocol);
 
 /// All Services and EndpointSlices that a source has delivered, by name.
 ///
 /// Every change returns the Services whose plan may differ afterwards.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Model {
     node: Node,
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, EndpointSlice>,
-    /// Service -> its slices.
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
-    /// Claim -> the Services that make it, the one that gets it first.
-    claimants: BTreeMap<Claim, BTreeSet<(Seniority, ObjectName)>>,
+    // Boxed, since a tree has room for nearly twice of what it holds.
+    services: BTreeMap<ObjectName, Box<Service>>,
+    slices: BTreeMap<ObjectName, Box<EndpointSlice>>,
+    /// Service -> its slices, in order.
+    slices_of: BTreeMap<ObjectName, Vec<ObjectName>>,
+    /// Claim -> the Services that make it, in order: the first one gets it.
+    claimants: BTreeMap<Claim, Vec<Claimant>>,
+    strings: Shared<str>,
+    topologies: Shared<Topology>,
 }
 
-/// Order among Services that want the same frontend: the oldest first, those without a date last.
-type Seniority = i64;
+/// Services that want the same frontend are ordered by age, those without a date last, and then by name.
+type Claimant = (i64, ObjectName);
 
 impl Model {
-    /// Says which node is served.
+    /// Says which node is served. Looks at all objects if that differs from before, which is rare.
     pub fn set_node(&mut self, node: Node) -> BTreeSet<ObjectName> {
         if self.node == node {
             return BTreeSet::new();
         }
         let renamed = self.node.name != node.name;
         self.node = node;
-        let has_local_policy =
-            |service: &Service| [service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local);
-        let has_hints = |slice: &EndpointSlice| slice.endpoints.iter().any(|endpoint| endpoint.topology.has_hints());
-        let by_policy = self.services.values().filter(|service| renamed && has_local_policy(service));
-        let by_hints = self.slices.values().filter(|slice| has_hints(slice));
-        by_policy.map(|service| service.name.clone()).chain(by_hints.map(EndpointSlice::service_name)).collect()
+        let is_local = |service: &&Service| {
+            renamed && [service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local)
+        };
+        let has_hints = |slice: &&EndpointSlice| slice.endpoints.iter().any(|endpoint| endpoint.topology.has_hints());
+        let local = self.services().filter(is_local).map(|service| service.name.clone());
+        let hinted = self.slices.values().map(Box::as_ref).filter(has_hints).map(EndpointSlice::service_name);
+        local.chain(hinted).collect()
     }
 
     /// The node that is served.
@@ -66,16 +74,20 @@ impl Model {
     }
 
     /// Adds or replaces a Service.
-    pub fn apply_service(&mut self, service: Service) -> BTreeSet<ObjectName> {
+    pub fn apply_service(&mut self, mut service: Service) -> BTreeSet<ObjectName> {
         let mut touched = self.delete_service(&service.name);
+        self.strings.share(&mut service.name.namespace);
+        self.strings.share(&mut service.name.name);
+        service.ports.iter_mut().for_each(|port| self.strings.share(&mut port.name));
         touched.insert(service.name.clone());
-        let key = (seniority(&service), service.name.clone());
+        let claimant = claimant(&service);
         for claim in claims(&service) {
-            let claimants = self.claimants.entry(claim).or_default();
-            claimants.insert(key.clone());
+            // There is one nearly always: room for more would be most of the memory.
+            let claimants = self.claimants.entry(claim).or_insert_with(|| Vec::with_capacity(1));
+            insert(claimants, claimant.clone());
             touched.extend(claimants.iter().map(|(_, name)| name.clone()));
         }
-        self.services.insert(service.name.clone(), service);
+        self.services.insert(service.name.clone(), Box::new(service));
         touched
     }
 
@@ -83,10 +95,10 @@ impl Model {
     pub fn delete_service(&mut self, name: &ObjectName) -> BTreeSet<ObjectName> {
         let Some(service) = self.services.remove(name) else { return BTreeSet::new() };
         let mut touched = BTreeSet::from([name.clone()]);
-        let key = (seniority(&service), service.name.clone());
+        let claimant = claimant(&service);
         for claim in claims(&service) {
             let Some(claimants) = self.claimants.get_mut(&claim) else { continue };
-            claimants.remove(&key);
+            remove(claimants, &claimant);
             touched.extend(claimants.iter().map(|(_, name)| name.clone()));
             if claimants.is_empty() {
                 self.claimants.remove(&claim);
@@ -96,11 +108,16 @@ impl Model {
     }
 
     /// Adds or replaces a slice.
-    pub fn apply_slice(&mut self, slice: EndpointSlice) -> BTreeSet<ObjectName> {
+    pub fn apply_slice(&mut self, mut slice: EndpointSlice) -> BTreeSet<ObjectName> {
         let mut touched = self.delete_slice(&slice.name);
+        self.strings.share(&mut slice.name.namespace);
+        self.strings.share(&mut slice.service);
+        slice.ports.iter_mut().for_each(|port| self.strings.share(&mut port.name));
+        slice.endpoints.iter_mut().for_each(|endpoint| self.topologies.share(&mut endpoint.topology));
         let service = slice.service_name();
-        self.slices_of.entry(service.clone()).or_default().insert(slice.name.clone());
-        self.slices.insert(slice.name.clone(), slice);
+        let slices = self.slices_of.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+        insert(slices, slice.name.clone());
+        self.slices.insert(slice.name.clone(), Box::new(slice));
         touched.insert(service);
         touched
     }
@@ -110,7 +127,7 @@ impl Model {
         let Some(slice) = self.slices.remove(name) else { return BTreeSet::new() };
         let service = slice.service_name();
         if let Some(slices) = self.slices_of.get_mut(&service) {
-            slices.remove(name);
+            remove(slices, name);
             if slices.is_empty() {
                 self.slices_of.remove(&service);
             }
@@ -118,7 +135,8 @@ impl Model {
         BTreeSet::from([service])
     }
 
-    /// Makes the model hold exactly these objects. Of two with the same name the last one counts.
+    /// Makes the model hold exactly these objects. Of two with the same name the last one counts. A slice that differs
+    /// only in the time of its change is the same one.
     pub fn replace(
         &mut self,
         services: impl IntoIterator<Item = Service>,
@@ -134,12 +152,12 @@ impl Model {
         gone.iter().for_each(|name| touched.extend(self.delete_slice(name)));
 
         for (name, service) in services {
-            if self.services.get(&name) != Some(&service) {
+            if self.service(&name) != Some(&service) {
                 touched.extend(self.apply_service(service));
             }
         }
         for (name, slice) in slices {
-            if self.slices.get(&name) != Some(&slice) {
+            if !self.slices.get(&name).is_some_and(|known| known.serves_the_same(&slice)) {
                 touched.extend(self.apply_slice(slice));
             }
         }
@@ -148,37 +166,50 @@ impl Model {
 
     /// All Services, by name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().map(Box::as_ref)
     }
 
     /// The Service of this name.
     #[must_use]
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     /// The slices of a Service, by their name. The Service itself need not exist.
     pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| Some(&**self.slices.get(name)?))
     }
 
     /// The Service that gets this frontend: the oldest of those that claim it.
     #[must_use]
     pub fn owner(&self, claim: &Claim) -> Option<&Service> {
         let (_, name) = self.claimants.get(claim)?.first()?;
-        self.services.get(name)
+        self.service(name)
     }
 }
 
-fn seniority(service: &Service) -> Seniority {
-    service.created.unwrap_or(Seniority::MAX)
+fn claimant(service: &Service) -> Claimant {
+    (service.created.unwrap_or(i64::MAX), service.name.clone())
 }
 
+/// What clients dial, on whichever kind of address; possibly with duplicates.
 fn claims(service: &Service) -> impl Iterator<Item = Claim> {
-    service
-        .cluster_ips
-        .iter()
-        .flat_map(|&address| service.ports.iter().map(move |port| (address, port.port.get(), port.protocol)))
+    let addresses = service.cluster_ips.iter().copied().chain(service.external_addresses());
+    addresses.flat_map(|address| service.ports.iter().map(move |port| (address, port.port.get(), port.protocol)))
+}
+
+/// Adds to a sorted list, unless it is there.
+fn insert<T: Ord>(list: &mut Vec<T>, value: T) {
+    if let Err(index) = list.binary_search(&value) {
+        list.insert(index, value);
+    }
+}
+
+/// Removes from a sorted list.
+fn remove<T: Ord>(list: &mut Vec<T>, value: &T) {
+    if let Ok(index) = list.binary_search(value) {
+        list.remove(index);
+    }
 }
 
 #[cfg(test)]

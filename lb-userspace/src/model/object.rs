@@ -58,9 +58,9 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// Ports with names and numbers that are unique within the Service.
     pub ports: Vec<ServicePort>,
-    /// Addresses outside the cluster's range at which it is served as well.
+    /// Addresses outside the cluster's range at which it is served as well: sorted, each once.
     pub external_ips: Vec<IpAddr>,
-    /// Addresses that a load balancer passes through unchanged (ipMode VIP).
+    /// Addresses that a load balancer passes through unchanged (ipMode VIP): sorted, each once.
     pub load_balancer_ips: Vec<IpAddr>,
     /// Who may dial the addresses of the load balancer; empty: everybody.
     pub source_ranges: Vec<IpNet>,
@@ -72,6 +72,20 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// How long a client stays with its endpoint after its last new connection; `None` without session affinity.
     pub affinity: Option<Duration>,
+}
+
+impl Service {
+    /// Addresses beside the cluster IPs at which it is served, each once: a Service has none in a family in which it has no
+    /// cluster IP.
+    pub fn external_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let known = |family| self.cluster_ips.iter().any(|&address| Family::of(address) == family);
+        let also_external = |address: &&IpAddr| self.external_ips.binary_search(address).is_ok();
+        self.external_ips
+            .iter()
+            .chain(self.load_balancer_ips.iter().filter(move |address| !also_external(address)))
+            .copied()
+            .filter(move |&address| known(Family::of(address)) && !self.cluster_ips.contains(&address))
+    }
 }
 
 /// A port of a Service.
@@ -111,6 +125,14 @@ impl EndpointSlice {
     pub fn service_name(&self) -> ObjectName {
         ObjectName { namespace: self.name.namespace.clone(), name: self.service.clone() }
     }
+
+    /// Whether it differs from another one at most in what has no meaning for what is served.
+    #[must_use]
+    pub fn serves_the_same(&self, other: &Self) -> bool {
+        let Self { name, service, family, ports, endpoints, triggered: _ } = self;
+        (name, service, family, ports, endpoints)
+            == (&other.name, &other.service, &other.family, &other.ports, &other.endpoints)
+    }
 }
 
 /// A port of the endpoints of a slice.
@@ -142,7 +164,7 @@ pub struct Endpoint {
 const _: () = assert!(size_of::<Endpoint>() <= 32);
 
 /// Where an endpoint is, and who should use it rather than others. Empty hints are no hints.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topology {
     /// The node it runs on.
     pub node: Option<Arc<str>>,

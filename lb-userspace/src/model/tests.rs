@@ -1,4 +1,5 @@
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use super::*;
 
@@ -43,6 +44,16 @@ fn slice(text: &str, service: &str) -> EndpointSlice {
     }
 }
 
+fn endpoint(topology: Topology) -> Endpoint {
+    Endpoint {
+        address: "10.1.0.1".parse().unwrap(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        topology: Arc::new(topology),
+    }
+}
+
 #[test]
 fn a_slice_touches_the_service_it_names_and_the_one_it_leaves() {
     let mut model = Model::default();
@@ -84,6 +95,76 @@ fn replacing_everything_touches_only_what_differs() {
     assert_eq!(model.replace([a.clone(), c], [slice("a-1", "a"), slice("b-1", "b")]), names(&["b", "c"]));
     assert_eq!(model.replace([a], [slice("a-1", "a")]), names(&["b", "c"]));
     assert_eq!(model.services().map(|service| service.name.clone()).collect::<BTreeSet<_>>(), names(&["a"]));
+}
+
+#[test]
+fn a_slice_with_a_later_time_of_change_alone_is_the_same_slice() {
+    let mut model = Model::default();
+    let at = |time| EndpointSlice { triggered: Some(time), ..slice("a-1", "a") };
+    assert_eq!(model.replace([], [at(1)]), names(&["a"]));
+    assert_eq!(model.replace([], [at(2)]), names(&[]));
+    let changed = EndpointSlice { endpoints: [endpoint(Topology::default())].into(), ..at(3) };
+    assert_eq!(model.replace([], [changed]), names(&["a"]));
+    assert_eq!(model.slices_of(&name("a")).next().unwrap().triggered, Some(3));
+}
+
+#[test]
+fn external_addresses_are_claims_in_the_families_of_the_service() {
+    let parse = |text: &str| text.parse::<IpAddr>().unwrap();
+    let mut a = service("a", "10.0.0.1", None);
+    a.external_ips = vec![parse("203.0.113.1"), parse("2001:db8::1")];
+    a.load_balancer_ips = vec![parse("198.51.100.1")];
+    let mut model = Model::default();
+    model.apply_service(a);
+    assert_eq!(model.apply_service(service("b", "203.0.113.1", None)), names(&["a", "b"]));
+    assert_eq!(model.apply_service(service("c", "198.51.100.1", None)), names(&["a", "c"]));
+    assert_eq!(model.apply_service(service("d", "2001:db8::1", None)), names(&["d"]));
+    assert_eq!(model.apply_service(service("e", "10.0.0.9", None)), names(&["e"]));
+    assert_eq!(model.delete_service(&name("a")), names(&["a", "b", "c"]));
+}
+
+#[test]
+fn another_node_or_zone_touches_services_with_hints_or_local_policies_only() {
+    let mut model = Model::default();
+    let hinted = |text: &str, topology| EndpointSlice {
+        endpoints: [endpoint(topology)].into(),
+        ..slice(&format!("{text}-1"), text)
+    };
+    let by_zone = Topology { for_zones: ["a".into()].into(), ..Topology::default() };
+    let by_node = Topology { for_nodes: ["n1".into()].into(), ..Topology::default() };
+    let placed = Topology { node: Some("n1".into()), ..Topology::default() };
+    let internal = Service { internal_policy: TrafficPolicy::Local, ..service("internal", "10.0.0.3", None) };
+    let external = Service { external_policy: TrafficPolicy::Local, ..service("external", "10.0.0.4", None) };
+    let others =
+        [service("zone", "10.0.0.1", None), service("node", "10.0.0.2", None), service("none", "10.0.0.5", None)];
+    model.replace(
+        others.into_iter().chain([internal, external]),
+        [hinted("zone", by_zone), hinted("node", by_node), hinted("none", placed)],
+    );
+    let mut node = Node { name: "n1".into(), zone: None };
+    assert_eq!(model.set_node(node.clone()), names(&["external", "internal", "node", "zone"]));
+    assert_eq!(model.set_node(node.clone()), names(&[]));
+    node.zone = Some("a".into());
+    assert_eq!(model.set_node(node.clone()), names(&["node", "zone"]));
+    assert_eq!(*model.node(), node);
+}
+
+#[test]
+fn what_objects_have_in_common_is_kept_once() {
+    let mut model = Model::default();
+    let mut service = service("web", "10.0.0.1", None);
+    service.ports[0].name = "http".into();
+    model.apply_service(service);
+    for i in 0..2 {
+        let topology = Topology { node: Some("n1".into()), ..Topology::default() };
+        model
+            .apply_slice(EndpointSlice { endpoints: [endpoint(topology)].into(), ..slice(&format!("web-{i}"), "web") });
+    }
+    let [first, second] = [0, 1].map(|i| model.slices_of(&name("web")).nth(i).unwrap());
+    assert!(Arc::ptr_eq(&first.endpoints[0].topology, &second.endpoints[0].topology));
+    let service = model.service(&name("web")).unwrap();
+    assert!(Arc::ptr_eq(&first.service, &service.name.name));
+    assert!(Arc::ptr_eq(&first.name.namespace, &service.name.namespace));
 }
 
 #[test]

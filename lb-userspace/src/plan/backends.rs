@@ -1,58 +1,108 @@
 //! Which endpoints of a Service take new connections.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 
-use super::Backend;
-use crate::model::{Endpoint, Family, Model, Service, ServicePort};
+use super::{Backend, WhenEmpty};
+use crate::model::{Endpoint, Family, Model, Node, Service, ServicePort, Topology, TrafficPolicy};
 
-/// The backends of a service port, in order of address: all ready endpoints; if there are none, those that are
-/// terminating and still serving, since a connection to a pod that shuts down is better than none.
-pub(super) fn choose(model: &Model, service: &Service, port: &ServicePort) -> Vec<Backend> {
-    let endpoints = merge(model, service, port);
-    let ready: Vec<_> = endpoints
-        .iter()
-        .filter(|(_, state)| state.ready)
-        .map(|(&address, _)| Backend { address, terminating: false })
-        .collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    endpoints
-        .iter()
-        .filter(|(_, state)| state.terminating && state.serving)
-        .map(|(&address, _)| Backend { address, terminating: true })
-        .collect()
+/// All endpoints of a service port in one family, from all its slices: in order of address, each once.
+pub(super) struct Endpoints<'a> {
+    node: &'a Node,
+    all: Vec<(SocketAddr, &'a Endpoint)>,
 }
 
-/// All endpoints of a service port, from all its slices, each address once.
-fn merge<'a>(model: &'a Model, service: &Service, port: &ServicePort) -> BTreeMap<SocketAddr, &'a Endpoint> {
-    let mut endpoints = BTreeMap::new();
-    for slice in model.slices_of(&service.name).filter(|slice| slice.family == Family::V4) {
-        for slice_port in &slice.ports {
-            if slice_port.name != port.name || slice_port.protocol != port.protocol {
-                continue;
-            }
-            for endpoint in &slice.endpoints {
-                match endpoints.entry(SocketAddr::new(endpoint.address, slice_port.port.get())) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(endpoint);
-                    }
-                    Entry::Occupied(mut entry) => {
-                        if precedence(endpoint) > precedence(entry.get()) {
-                            entry.insert(endpoint);
-                        }
-                    }
+impl<'a> Endpoints<'a> {
+    pub(super) fn of(model: &'a Model, service: &Service, port: &ServicePort, family: Family) -> Self {
+        let mut all = Vec::new();
+        for slice in model.slices_of(&service.name).filter(|slice| slice.family == family) {
+            for slice_port in &slice.ports {
+                if slice_port.name != port.name || slice_port.protocol != port.protocol {
+                    continue;
                 }
+                let address = |endpoint: &Endpoint| SocketAddr::new(endpoint.address, slice_port.port.get());
+                all.extend(slice.endpoints.iter().map(|endpoint| (address(endpoint), endpoint)));
+            }
+        }
+        all.sort_unstable_by_key(|&(address, endpoint)| (address, Reverse(precedence(endpoint))));
+        all.dedup_by_key(|(address, _)| *address);
+        Self { node: model.node(), all }
+    }
+
+    /// Those that clients get under a policy, and what becomes of clients if that is none: they are refused when there is
+    /// none in the whole cluster, and dropped when the policy excludes what there is.
+    pub(super) fn choose(&self, policy: TrafficPolicy) -> (Vec<Backend>, WhenEmpty) {
+        match policy {
+            TrafficPolicy::Cluster => {
+                let nearest = self.nearest();
+                (self.usable(|_| true, |endpoint| nearest.allows(self.node, endpoint)), WhenEmpty::Refuse)
+            }
+            TrafficPolicy::Local => {
+                let is_local = |endpoint: &Endpoint| endpoint.topology.node.as_ref() == Some(&self.node.name);
+                let exist = self.all.iter().any(|(_, endpoint)| endpoint.ready || is_last_resort(endpoint));
+                let when_empty = if exist { WhenEmpty::Drop } else { WhenEmpty::Refuse };
+                (self.usable(is_local, |_| true), when_empty)
             }
         }
     }
-    endpoints
+
+    /// Of the endpoints within reach: the ready ones that are preferred; if none is ready, those that are terminating and
+    /// still serving, since a connection to a pod that shuts down is better than none.
+    fn usable(&self, reach: impl Fn(&Endpoint) -> bool, preferred: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {
+        let backends = |terminating, chosen: &dyn Fn(&Endpoint) -> bool| -> Vec<_> {
+            let chosen = self.all.iter().filter(|(_, endpoint)| reach(endpoint) && chosen(endpoint));
+            chosen.map(|&(address, _)| Backend { address, terminating }).collect()
+        };
+        let ready = backends(false, &|endpoint| endpoint.ready && preferred(endpoint));
+        if ready.is_empty() { backends(true, &is_last_resort) } else { ready }
+    }
+
+    /// The hints count if all ready endpoints have them and one names this node, or else its zone.
+    fn nearest(&self) -> Nearest {
+        let ready = || self.all.iter().filter(|(_, endpoint)| endpoint.ready).map(|(_, endpoint)| *endpoint);
+        let counts = |nearest: Nearest, has_hint: fn(&Topology) -> bool| {
+            ready().all(|endpoint| has_hint(&endpoint.topology))
+                && ready().any(|endpoint| nearest.allows(self.node, endpoint))
+        };
+        if counts(Nearest::Node, |topology| !topology.for_nodes.is_empty()) {
+            return Nearest::Node;
+        }
+        if counts(Nearest::Zone, |topology| !topology.for_zones.is_empty()) {
+            return Nearest::Zone;
+        }
+        Nearest::Any
+    }
+}
+
+/// Which endpoints the hints leave.
+#[derive(Clone, Copy)]
+enum Nearest {
+    /// Those for this node.
+    Node,
+    /// Those for its zone.
+    Zone,
+    /// All.
+    Any,
+}
+
+impl Nearest {
+    fn allows(self, node: &Node, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Node => endpoint.topology.for_nodes.contains(&node.name),
+            Self::Zone => node.zone.as_ref().is_some_and(|zone| endpoint.topology.for_zones.contains(zone)),
+            Self::Any => true,
+        }
+    }
+}
+
+/// Good enough when nothing is ready.
+const fn is_last_resort(endpoint: &Endpoint) -> bool {
+    endpoint.terminating && endpoint.serving
 }
 
 /// Which of two entries with one address counts (a pod in two slices, or the address of a dead pod used again): never
-/// the terminating one. Between equals it is the more useful one, so that the order of slices cannot matter.
-fn precedence(endpoint: &Endpoint) -> (bool, bool, bool) {
-    (!endpoint.terminating, endpoint.ready, endpoint.serving)
+/// the terminating one. Between equals it is the more useful one, and then the one that says more about its place, so that
+/// the order of slices cannot matter.
+fn precedence(endpoint: &Endpoint) -> (bool, bool, bool, &Topology) {
+    (!endpoint.terminating, endpoint.ready, endpoint.serving, &endpoint.topology)
 }

@@ -3,7 +3,8 @@
 //! Pure: every rule of Kubernetes about which endpoints a client may get lives here or in `backends`, and is tested
 //! without kernel and network. Slots and map entries are made from the result elsewhere.
 //!
-//! Only IPv4 and cluster IPs are planned; the model holds more.
+//! Planned is what clients inside the cluster dial: cluster IPs, external IPs and addresses of load balancers, in both
+//! families. The model holds what clients outside dial as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,11 +14,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_common::Protocol;
-use tracing::debug;
 
 use crate::model::{Family, Model, ObjectName, Problem, Problems, Service, ServicePort, TrafficPolicy};
 
 mod backends;
+
+use backends::Endpoints;
 
 /// Everything that this node should serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,8 +69,8 @@ pub struct ServicePortPlan {
     pub when_empty: WhenEmpty,
     /// How long a client stays with its backend after its last new connection; `None` without session affinity.
     pub affinity: Option<Duration>,
-    /// Who may dial the addresses of the load balancer, as far as they are of this family; empty: everybody. Frontends
-    /// that the data plane would have to filter are left out as yet.
+    /// Who may dial the addresses of the load balancer; empty: everybody. Those for which it is not empty are not among
+    /// the frontends, since the data plane cannot tell clients apart yet.
     pub source_ranges: Vec<IpNet>,
 }
 
@@ -133,47 +135,95 @@ pub fn plan(model: &Model) -> Plan {
 pub fn plan_service(model: &Model, name: &ObjectName) -> Plan {
     let Some(service) = model.service(name) else { return Plan::default() };
     let mut problems = Problems::new(service.origin.clone(), format!("Service {name}"));
-    let service_ports = service
-        .ports
-        .iter()
-        .map(|port| {
-            let frontends = frontends(model, service, port, &mut problems);
-            let backends = backends::choose(model, service, port);
-            let name = ServicePortName {
-                object: name.clone(),
-                port: port.name.clone(),
-                protocol: port.protocol,
-                family: Family::V4,
-                endpoints: TrafficPolicy::Cluster,
-            };
-            (name, ServicePortPlan { frontends, backends, affinity: service.affinity, ..ServicePortPlan::default() })
-        })
-        .collect();
+    let mut service_ports = BTreeMap::new();
+    for &cluster_ip in &service.cluster_ips {
+        let addresses = addresses(service, cluster_ip, &mut problems);
+        for port in &service.ports {
+            plan_port(model, service, port, &addresses, &mut service_ports, &mut problems);
+        }
+    }
     Plan { service_ports, problems: problems.finish() }
 }
 
-/// Where clients dial a port: those addresses of the Service that no older Service claims.
-fn frontends(model: &Model, service: &Service, port: &ServicePort, problems: &mut Problems) -> BTreeSet<Frontend> {
-    let mut frontends = BTreeSet::new();
-    for &address in &service.cluster_ips {
-        if Family::of(address) != Family::V4 {
-            debug!(service = %service.name, %address, "IPv6 is not served yet");
+/// Where a Service is dialled in one family, and by whom.
+struct Addresses {
+    family: Family,
+    /// Each with the endpoints that clients within the cluster get there, and the field that it comes from.
+    dialled: Vec<(IpAddr, TrafficPolicy, &'static str)>,
+    source_ranges: Vec<IpNet>,
+}
+
+/// The policy for internal traffic is about the cluster IP alone, and that for external traffic about clients outside: from
+/// inside, the other addresses lead to all endpoints, wherever they are.
+///
+/// The source ranges apply to clients inside as well. The data plane cannot tell yet who may pass, so where they exclude
+/// anybody the address is left to the load balancer.
+fn addresses(service: &Service, cluster_ip: IpAddr, problems: &mut Problems) -> Addresses {
+    let family = Family::of(cluster_ip);
+    let source_ranges = source_ranges(service, family);
+    let mut dialled = vec![(cluster_ip, service.internal_policy, "spec.clusterIP")];
+    for address in service.external_addresses().filter(|&address| Family::of(address) == family) {
+        let by_load_balancer = service.load_balancer_ips.binary_search(&address).is_ok();
+        if by_load_balancer && !source_ranges.is_empty() {
+            let message = "is left to the load balancer: ranges that exclude clients are not enforced here yet";
+            problems.add("spec.loadBalancerSourceRanges", format!("{address} {message}"));
             continue;
         }
-        let number = port.port.get();
-        match model.owner(&(address, number, port.protocol)) {
+        let field = if by_load_balancer { "status.loadBalancer.ingress" } else { "spec.externalIPs" };
+        dialled.push((address, TrafficPolicy::Cluster, field));
+    }
+    Addresses { family, dialled, source_ranges }
+}
+
+/// The ranges of one family; none if they let everybody pass.
+fn source_ranges(service: &Service, family: Family) -> Vec<IpNet> {
+    let ranges = service.source_ranges.iter().filter(|range| Family::of(range.addr()) == family);
+    let ranges: Vec<_> = ranges.copied().collect();
+    let excludes = IpNet::aggregate(&ranges).iter().all(|range| range.prefix_len() > 0);
+    if excludes { ranges } else { Vec::new() }
+}
+
+/// Plans a port in one family, once for each set of endpoints that some frontend leads to.
+fn plan_port(
+    model: &Model,
+    service: &Service,
+    port: &ServicePort,
+    addresses: &Addresses,
+    service_ports: &mut BTreeMap<ServicePortName, ServicePortPlan>,
+    problems: &mut Problems,
+) {
+    let mut sets: BTreeMap<TrafficPolicy, BTreeSet<Frontend>> = BTreeMap::new();
+    for &(address, policy, field) in &addresses.dialled {
+        let frontend = Frontend { address, port: port.port.get(), protocol: port.protocol, scope: Scope::Cluster };
+        match model.owner(&(address, frontend.port, port.protocol)) {
             Some(owner) if owner.name != service.name => {
-                let frontend = format!("{}/{}", SocketAddr::new(address, number), port.protocol);
+                let dialled = SocketAddr::new(address, frontend.port);
                 let advice = "give one of them another address or port";
-                problems
-                    .add("spec.clusterIP", format!("{frontend} already belongs to Service {}; {advice}", owner.name));
+                let message =
+                    format!("{dialled}/{} already belongs to Service {}; {advice}", port.protocol, owner.name);
+                problems.add(field, message);
             }
             _ => {
-                frontends.insert(Frontend { address, port: number, protocol: port.protocol, scope: Scope::Cluster });
+                sets.entry(policy).or_default().insert(frontend);
             }
         }
     }
-    frontends
+    if sets.is_empty() {
+        return;
+    }
+    let available = Endpoints::of(model, service, port, addresses.family);
+    for (endpoints, frontends) in sets {
+        let (backends, when_empty) = available.choose(endpoints);
+        let name = ServicePortName {
+            object: service.name.clone(),
+            port: port.name.clone(),
+            protocol: port.protocol,
+            family: addresses.family,
+            endpoints,
+        };
+        let (affinity, source_ranges) = (service.affinity, addresses.source_ranges.clone());
+        service_ports.insert(name, ServicePortPlan { frontends, backends, when_empty, affinity, source_ranges });
+    }
 }
 
 #[cfg(test)]

@@ -243,6 +243,20 @@ impl State {
         self.service_ports.is_empty() && self.frontends.is_empty()
     }
 
+    /// How full the maps are: name, entries that cannot be given out (in use, or given up and waiting for a grace period), and
+    /// entries that there are.
+    #[must_use]
+    pub fn usage(&self) -> [(&'static str, usize, u32); 4] {
+        let Limits { frontends, service_ports, backends, slots } = self.limits;
+        let used = |limit: u32, available: usize| (limit as usize).saturating_sub(available);
+        [
+            ("FRONTENDS_4", self.frontends.len(), frontends),
+            ("SERVICE_PORTS", used(service_ports, self.service_port_ids.available()), service_ports),
+            ("SLOTS", used(slots, self.slots.available()), slots),
+            ("BACKENDS_4", used(backends, self.backend_ids.available()), backends),
+        ]
+    }
+
     /// Compares the slots of all adopted service ports with what they should be. `read` gives the backend ids in a range.
     /// A difference (an agent was killed between two writes) makes the next [`State::reconcile`] write them anew.
     pub fn verify(&mut self, read: impl Fn(SlotRange) -> Vec<u32>) {

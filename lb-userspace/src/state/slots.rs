@@ -20,6 +20,11 @@ impl SlotAllocator {
         Self { free }
     }
 
+    /// How many slots are free.
+    pub(crate) fn available(&self) -> usize {
+        self.free.iter().enumerate().map(|(order, ranges)| ranges.len() << order).sum()
+    }
+
     /// The lowest free range of this length, a power of two.
     pub(crate) fn allocate(&mut self, len: u32) -> Option<SlotRange> {
         let order = order(len);
@@ -89,6 +94,7 @@ mod tests {
     fn a_reserved_range_is_not_given_out() {
         let mut slots = SlotAllocator::new(8);
         assert!(slots.reserve(SlotRange { start: 4, len: 2 }));
+        assert_eq!(slots.available(), 6);
         assert!(!slots.reserve(SlotRange { start: 4, len: 4 }));
         assert!(!slots.reserve(SlotRange { start: 5, len: 1 }));
         assert!(!slots.reserve(SlotRange { start: 1, len: 2 }), "not aligned");

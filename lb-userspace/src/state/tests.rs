@@ -257,6 +257,30 @@ fn backends_and_slots_are_used_again_behind_a_grace_period_only() {
     assert!(graces > 0, "sixteen backends are enough for three rounds");
 }
 
+#[test]
+fn the_sets_of_one_port_are_apart_for_the_next_agent_too_and_ipv6_is_not_written() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    let mut wanted = plan(&[("web", 80, &[1, 2])]);
+    let [(name, web)] =
+        [wanted.service_ports.first_key_value().unwrap()].map(|(name, port)| (name.clone(), port.clone()));
+    let frontend = *web.frontends.first().unwrap();
+    let at = |address: &str, backends: Vec<Backend>| ServicePortPlan {
+        frontends: [Frontend { address: address.parse().unwrap(), ..frontend }].into(),
+        backends,
+        ..ServicePortPlan::default()
+    };
+    let local = ServicePortName { endpoints: TrafficPolicy::Local, ..name.clone() };
+    wanted.service_ports.insert(local, at("10.96.0.2", web.backends[..1].to_vec()));
+    let served = expected(&wanted);
+    let v6 = Backend { address: "[fd00::1]:8080".parse().unwrap(), terminating: false };
+    wanted.service_ports.insert(ServicePortName { family: Family::V6, ..name }, at("fd00::2", vec![v6]));
+
+    apply(&mut state, &mut kernel, &wanted);
+    assert_eq!(kernel.served(), served);
+    assert_eq!(kernel.names.len(), 2);
+    assert_eq!(kernel.adopt().reconcile(&wanted).writes, []);
+}
+
 fn any_plan() -> impl Strategy<Value = Plan> {
     let service = (1_u16..4, prop::collection::btree_set(1_u8..6, 0..5));
     prop::collection::btree_map("[a-d]", service, 0..4).prop_map(|services| {

@@ -1,11 +1,13 @@
 //! What a test can order to go wrong. The rest of the server asks here at each point where something may.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::ApiServer;
+use super::kind::Kind;
 use super::status::Status;
 
 /// How a stream ends on [`ApiServer::cut_watches`].
@@ -33,6 +35,7 @@ pub struct Pace {
 pub(super) struct Orders {
     refusals: u32,
     refuse_with: u16,
+    refused_kinds: BTreeMap<Kind, u16>,
     broken_lists: u32,
     pub(super) page_delay: Duration,
     pub(super) list_pace: Option<Pace>,
@@ -54,6 +57,7 @@ impl Default for Faults {
         let orders = Orders {
             refusals: 0,
             refuse_with: 0,
+            refused_kinds: BTreeMap::new(),
             broken_lists: 0,
             page_delay: Duration::ZERO,
             list_pace: None,
@@ -77,6 +81,11 @@ impl Faults {
         let mut orders = self.orders();
         orders.refusals = orders.refusals.checked_sub(1)?;
         Some(Status::ordered(orders.refuse_with))
+    }
+
+    /// The refusal of all requests for a kind, if one was ordered.
+    pub(super) fn refusal_of(&self, kind: Kind) -> Option<Status> {
+        self.orders().refused_kinds.get(&kind).copied().map(Status::ordered)
     }
 
     /// Whether the list that begins now is to break off.
@@ -109,6 +118,16 @@ impl ApiServer {
     pub fn refuse(&self, count: u32, code: u16) {
         let mut orders = self.shared.faults.orders();
         (orders.refusals, orders.refuse_with) = (count, code);
+    }
+
+    /// Answers all requests for a kind with a Status of that HTTP code, until called with None: as a missing permission
+    /// does (403). Open watches go on.
+    pub fn refuse_kind(&self, kind: Kind, code: Option<u16>) {
+        let mut orders = self.shared.faults.orders();
+        match code {
+            Some(code) => drop(orders.refused_kinds.insert(kind, code)),
+            None => drop(orders.refused_kinds.remove(&kind)),
+        }
     }
 
     /// Forgets how the objects were before now, as a compaction of etcd does: 410 for older versions. Streams that are

@@ -72,6 +72,9 @@ async fn resource(shared: &Arc<Shared>, group: &str, path: &[&str], request: &Pa
         _ => return Err(Status::unknown_path()),
     };
     let kind = Kind::at(group, plural).ok_or_else(Status::unknown_path)?;
+    if let Some(status) = shared.faults.refusal_of(kind) {
+        return Err(status);
+    }
     // Only single objects of a namespaced kind need a namespace in the path.
     if namespace.is_some() && !kind.is_namespaced() || namespace.is_none() && name.is_some() && kind.is_namespaced() {
         return Err(Status::unknown_path());

@@ -14,11 +14,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order of [`Kind::index`].
+    /// All of them, in the order of their indexes.
     pub const ALL: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::Node];
 
     /// The kind that an object says it has.
-    pub(super) fn of(object: &Value) -> Option<Self> {
+    #[must_use]
+    pub fn of(object: &Value) -> Option<Self> {
         let is = |kind: &Self| object["kind"] == kind.name() && object["apiVersion"] == kind.api_version();
         Self::ALL.into_iter().find(is)
     }

@@ -72,9 +72,11 @@ async fn accept(
     loop {
         tokio::select! {
             _ = &mut stopping => break,
-            Ok((stream, _)) = listener.accept() => {
-                connections.spawn(connection(stream, tls.clone(), router.clone()));
-            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, tls.clone(), router.clone()))),
+                // Too many open files, for instance; that may pass.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
             Some(_) = connections.join_next() => {}
         }
     }

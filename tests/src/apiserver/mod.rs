@@ -54,7 +54,7 @@ use self::counters::Counters;
 pub use self::counters::Counts;
 use self::faults::Faults;
 pub use self::faults::{Cut, Pace};
-pub use self::generate::cluster;
+pub use self::generate::{cluster, endpoint_slice};
 pub use self::kind::Kind;
 use self::listener::Listener;
 use self::store::Store;

@@ -4,9 +4,12 @@
 //! server would have refused is refused here too, since manifests come without one; what it would have filled in is
 //! filled in.
 
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{ObjectName, Origin, Problem, is_name};
+use crate::model::{self, ObjectName, Origin, Problem, is_name};
 
 mod service;
 mod slice;
@@ -19,6 +22,9 @@ pub use slice::{MAX_ENDPOINTS, MAX_PORTS, slice};
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Marks what clients find through DNS alone.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// The zone of a Node.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// What became of an API object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +82,13 @@ pub fn object_name(metadata: &ObjectMeta, kind: &str, origin: &Origin) -> Result
         }
     }
     Ok(ObjectName::new(namespace, name))
+}
+
+/// What matters of the Node that the agent runs on.
+#[must_use]
+pub fn node(object: &Node) -> model::Node {
+    let zone = non_empty(label(&object.metadata, ZONE)).map(Arc::from);
+    model::Node { name: object.metadata.name.as_deref().unwrap_or_default().into(), zone }
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {

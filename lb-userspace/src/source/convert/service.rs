@@ -1,6 +1,6 @@
 //! Service.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -41,8 +41,14 @@ pub fn service(name: ObjectName, object: &core::Service, origin: Origin) -> Conv
 
     let ports = service_ports(spec.ports.as_deref().unwrap_or_default(), &mut problems);
     let external_ips = external_ips(spec, &mut problems);
-    let load_balancer_ips = load_balancer_ips(object.status.as_ref());
-    let source_ranges = source_ranges(spec, &mut problems);
+    let (load_balancer_ips, source_ranges) = match source_ranges(spec) {
+        Ok(ranges) => (load_balancer_ips(object.status.as_ref()), ranges),
+        // Without the range that was meant, others might let pass whom it excludes.
+        Err((field, message)) => {
+            problems.add(field, message);
+            (Vec::new(), Vec::new())
+        }
+    };
     let internal_policy = policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", &mut problems);
     let mut external_policy =
         policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", &mut problems);
@@ -186,6 +192,8 @@ fn external_ips(spec: &core::ServiceSpec, problems: &mut Problems) -> Vec<IpAddr
             Err(message) => problems.add(format!("spec.externalIPs[{i}]"), message),
         }
     }
+    addresses.sort_unstable();
+    addresses.dedup();
     addresses
 }
 
@@ -193,26 +201,25 @@ fn external_ips(spec: &core::ServiceSpec, problems: &mut Problems) -> Vec<IpAddr
 /// the user's to mend, and is passed over.
 fn load_balancer_ips(status: Option<&core::ServiceStatus>) -> Vec<IpAddr> {
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    ingress
+    let addresses: BTreeSet<_> = ingress
         .into_iter()
         .flatten()
         .filter(|ingress| matches!(ingress.ip_mode.as_deref(), None | Some("VIP")))
         .filter_map(|ingress| virtual_address(ingress.ip.as_deref()?).ok())
-        .collect()
+        .collect();
+    addresses.into_iter().collect()
 }
 
-fn source_ranges(spec: &core::ServiceSpec, problems: &mut Problems) -> Vec<IpNet> {
-    let mut ranges = Vec::new();
-    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
-        match text.trim().parse() {
-            Ok(range) => ranges.push(range),
-            Err(_) => problems.add(
-                format!("spec.loadBalancerSourceRanges[{i}]"),
-                format!("{text:?} is not a range of addresses; use one such as 10.0.0.0/8"),
-            ),
-        }
-    }
-    ranges
+/// Who may dial the addresses of the load balancer, or what is wrong with the first range that is none.
+fn source_ranges(spec: &core::ServiceSpec) -> Result<Vec<IpNet>, (String, String)> {
+    let parse = |(i, text): (usize, &String)| {
+        text.trim().parse().map_err(|_| {
+            let message = format!("{text:?} is not a range of addresses such as 10.0.0.0/8");
+            let consequence = "the addresses of the load balancer are not served until it is mended";
+            (format!("spec.loadBalancerSourceRanges[{i}]"), format!("{message}; {consequence}"))
+        })
+    };
+    spec.load_balancer_source_ranges.iter().flatten().enumerate().map(parse).collect()
 }
 
 fn policy(written: Option<&str>, field: &str, problems: &mut Problems) -> TrafficPolicy {

@@ -5,7 +5,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{EndpointSlice, Family, Service, TrafficPolicy};
+use crate::model::{EndpointSlice, Family, Service, Topology, TrafficPolicy};
 
 /// Lays `patch` over `base`: objects are merged, everything else is replaced.
 fn patched(mut base: Value, patch: Value) -> Value {
@@ -185,23 +185,107 @@ fn fields_of_later_features_are_kept() {
         "metadata": {"creationTimestamp": "1970-01-01T00:01:00Z"},
         "spec": {
             "type": "LoadBalancer",
-            "externalIPs": ["203.0.113.1", "bad"],
+            "externalIPs": ["203.0.113.2", "203.0.113.1", "bad", "203.0.113.2"],
+            "loadBalancerSourceRanges": ["10.0.0.0/8", " 2001:db8::/32 "],
+            "healthCheckNodePort": 30100,
             "internalTrafficPolicy": "Local",
             "externalTrafficPolicy": "Local",
             "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
         },
         "status": {"loadBalancer": {"ingress": [
-            {"ip": "198.51.100.1"}, {"ip": "198.51.100.2", "ipMode": "VIP"}, {"ip": "198.51.100.3", "ipMode": "Proxy"},
+            {"ip": "198.51.100.2", "ipMode": "VIP"}, {"ip": "198.51.100.1"}, {"ip": "198.51.100.1"}, {"ip": "198.51.100.3", "ipMode": "Proxy"},
             {"hostname": "lb.example.org"},
         ]}},
     })));
-    assert_eq!(problems, ["Service shop/web: spec.externalIPs[1]: \"bad\" is not an IP address"]);
-    assert_eq!(text(&service.external_ips), "203.0.113.1");
+    assert_eq!(problems, ["Service shop/web: spec.externalIPs[2]: \"bad\" is not an IP address"]);
+    assert_eq!(text(&service.external_ips), "203.0.113.1 203.0.113.2");
     assert_eq!(text(&service.load_balancer_ips), "198.51.100.1 198.51.100.2");
     assert_eq!((service.internal_policy, service.external_policy), (TrafficPolicy::Local, TrafficPolicy::Local));
     assert_eq!(service.affinity, Some(Duration::from_secs(60)));
     assert_eq!(service.created, Some(60));
+    assert_eq!(text(&service.source_ranges), "10.0.0.0/8 2001:db8::/32");
+    assert_eq!(service.health_check_node_port.map(|port| port.get()), Some(30100));
+}
+
+#[test]
+fn with_a_source_range_that_cannot_be_read_the_load_balancer_is_not_served() {
+    let (service, problems) = served(converted_service(json!({
+        "spec": {"loadBalancerSourceRanges": ["10.0.0.0/8", "10.0.0.1"]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}},
+    })));
+    assert_eq!((text(&service.load_balancer_ips), text(&service.cluster_ips)), (String::new(), "10.0.0.1".into()));
+    assert_eq!(
+        problems,
+        [
+            "Service shop/web: spec.loadBalancerSourceRanges[1]: \"10.0.0.1\" is not a range of addresses such as 10.0.0.0/8; \
+          the addresses of the load balancer are not served until it is mended"
+        ]
+    );
+}
+
+#[test]
+fn a_health_check_port_counts_for_load_balancers_with_a_local_policy_only() {
+    for (patch, expected) in [
+        (json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}), Some(30100)),
+        (json!({"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}), None),
+        (json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 0}), None),
+        (json!({"type": "NodePort", "externalTrafficPolicy": "Local"}), None),
+    ] {
+        let patch = patched(json!({"healthCheckNodePort": 30100}), patch);
+        let (service, problems) = served(converted_service(json!({"spec": patch})));
+        assert_eq!(service.health_check_node_port.map(|port| port.get()), expected, "{patch}");
+        assert_eq!(problems, [""; 0]);
+    }
+}
+
+#[test]
+fn endpoints_keep_their_node_and_hints_and_share_what_is_equal() {
+    let hinted = |address: &str| {
+        json!({"addresses": [address], "nodeName": "n1", "zone": "elsewhere",
+               "hints": {"forNodes": [{"name": "n1"}], "forZones": [{"name": "a"}, {"name": "b"}]}})
+    };
+    let bare = json!({"addresses": ["10.1.0.3"], "nodeName": "", "hints": {"forZones": []}});
+    let patch = json!({"endpoints": [hinted("10.1.0.1"), hinted("10.1.0.2"), bare]});
+    let (slice, _) = served(converted_slice(patch));
+    let [first, second, third] = &slice.endpoints[..] else { panic!("{slice:?}") };
+    let expected = Topology {
+        node: Some("n1".into()),
+        for_nodes: ["n1".into()].into(),
+        for_zones: ["a".into(), "b".into()].into(),
+    };
+    assert_eq!(*first.topology, expected);
+    assert!(Arc::ptr_eq(&first.topology, &second.topology));
+    assert_eq!(*third.topology, Topology::default());
+}
+
+#[test]
+fn the_time_of_the_change_behind_a_slice_is_kept() {
+    for (written, expected) in [
+        (json!({"endpoints.kubernetes.io/last-change-trigger-time": "1970-01-01T00:00:01Z"}), Some(1_000_000_000)),
+        (json!({"endpoints.kubernetes.io/last-change-trigger-time": "1970-01-01T01:00:00.000000001+01:00"}), Some(1)),
+        (json!({"endpoints.kubernetes.io/last-change-trigger-time": "yesterday"}), None),
+        (json!({"endpoints.kubernetes.io/last-change-trigger-time": "9999-01-01T00:00:00Z"}), None),
+        (json!({}), None),
+        (json!(null), None),
+    ] {
+        let (slice, problems) = served(converted_slice(json!({"metadata": {"annotations": written}})));
+        assert_eq!(slice.triggered, expected, "{written}");
+        assert_eq!(problems, [""; 0]);
+    }
+}
+
+#[test]
+fn a_node_has_a_name_and_perhaps_a_zone() {
+    for (labels, expected) in [
+        (json!({"topology.kubernetes.io/zone": "a"}), Some("a")),
+        (json!({"topology.kubernetes.io/zone": "", "failure-domain.beta.kubernetes.io/zone": "a"}), None),
+        (json!(null), None),
+    ] {
+        let object: core::Node = serde_json::from_value(json!({"metadata": {"name": "n1", "labels": labels}})).unwrap();
+        let node = node(&object);
+        assert_eq!((&*node.name, node.zone.as_deref()), ("n1", expected), "{labels}");
+    }
 }
 
 #[test]

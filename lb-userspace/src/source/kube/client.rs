@@ -12,6 +12,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Config, config};
 use tower::ServiceBuilder;
 
+use crate::observe::Metrics;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server whose machine died under an idle watch is noticed after 30 s, not when the watch would have ended.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
@@ -37,7 +39,7 @@ pub struct Options {
 ///
 /// # Errors
 /// When they lead to none, or to files that cannot be used. Nothing is sent to the server.
-pub(super) async fn client(options: &Options) -> Result<(Client, String)> {
+pub(super) async fn client(options: &Options, metrics: &Metrics) -> Result<(Client, String)> {
     let config = config(options).await?;
     let mut http = HttpConnector::new();
     http.enforce_http(false);
@@ -54,7 +56,8 @@ pub(super) async fn client(options: &Options) -> Result<(Client, String)> {
         .map_err(tower::BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(https));
     let server = config.cluster_url.to_string();
-    Ok((ClientBuilder::new(service, config.default_namespace).build(), server))
+    let counted = metrics.rest(config.cluster_url.authority().map_or("", http::uri::Authority::as_str));
+    Ok((ClientBuilder::new(service, config.default_namespace).with_layer(&counted).build(), server))
 }
 
 async fn config(options: &Options) -> Result<Config> {

@@ -15,6 +15,7 @@ use kube::runtime::watcher;
 use tokio::sync::mpsc;
 
 use crate::model::{EndpointSlice, ObjectName, Origin, Problem, Service};
+use crate::observe::Metrics;
 use crate::source::convert::{self, Converted};
 
 mod client;
@@ -98,8 +99,8 @@ pub enum Change<T> {
 /// # Errors
 /// When `options` do not say how to reach a server, or name files that cannot be read. A server that does not answer is no
 /// error: it is waited for.
-pub async fn watch(options: &Options, node: &str) -> Result<mpsc::Receiver<Message>> {
-    let (client, server) = client::client(options).await?;
+pub async fn watch(options: &Options, node: &str, metrics: &Metrics) -> Result<mpsc::Receiver<Message>> {
+    let (client, server) = client::client(options, metrics).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let objects = || watcher::Config::default().labels(NOT_OURS);
     let services = Watch::new(Kind::Services, Api::<core::Service>::all(client.clone()), &server, sender.clone());

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_util::StreamExt as _;
 use kube::runtime::watcher::{self, InitialListStrategy, watcher};
 use kube::{Api, Resource};
@@ -31,6 +31,7 @@ pub(super) struct Watch<K> {
     server: String,
     sender: Sender<Message>,
     sweep: Sweep,
+    pauses: ExponentialBackoff,
     failing: bool,
 }
 
@@ -42,6 +43,8 @@ enum End {
     Closed(Closed),
     /// The server does not send lists as streams (WatchList, KEP-3157).
     NoStreamingLists,
+    /// The server cannot go on from the version that we have.
+    VersionGone,
     Stalled,
 }
 
@@ -56,7 +59,7 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     pub(super) fn new(kind: Kind, api: Api<K>, server: &str, sender: Sender<Message>) -> Self {
-        Self { kind, api, server: server.to_owned(), sender, sweep: Sweep::default(), failing: false }
+        Self { kind, api, server: server.to_owned(), sender, sweep: Sweep::default(), pauses: pauses(), failing: false }
     }
 
     /// Delivers until the receiver is gone.
@@ -69,6 +72,7 @@ where
                     debug!(kind = self.kind.resource(), "the API server has no streaming lists");
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
                 }
+                End::VersionGone => {}
                 End::Stalled => {
                     // A server that does not know of streaming lists may ignore the request for one.
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
@@ -94,12 +98,6 @@ where
         convert: Convert<K>,
     ) -> Result<std::convert::Infallible, End> {
         let streams_lists = config.initial_list_strategy == InitialListStrategy::StreamingList;
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(FIRST_PAUSE)
-            .with_max_delay(LONGEST_PAUSE)
-            .with_jitter()
-            .without_max_times();
-        let mut pause = pauses.build();
         let mut stream = pin!(watcher(self.api.clone(), config.clone()));
         self.sweep.begin();
         loop {
@@ -113,7 +111,7 @@ where
                     // Init says only that a request is about to be sent.
                     if !matches!(event, watcher::Event::Init) {
                         self.recover().await?;
-                        pause = pauses.build();
+                        self.pauses = pauses();
                     }
                     self.take(event, convert).await?;
                 }
@@ -124,7 +122,10 @@ where
                     if !is_routine(&error) {
                         self.fail(explain(&error, self.kind, &self.server)).await?;
                     }
-                    sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+                    sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+                    if is_version_gone(&error) {
+                        return Err(End::VersionGone);
+                    }
                 }
                 // kube's watcher never ends.
                 None => return Err(End::Stalled),
@@ -172,6 +173,15 @@ where
     }
 }
 
+fn pauses() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
 /// Names of objects in the API are valid; one without a name is no object.
 fn name<K: Resource>(object: &K) -> Option<ObjectName> {
     let meta = object.meta();
@@ -182,6 +192,17 @@ fn name<K: Resource>(object: &K) -> Option<ObjectName> {
 fn lacks_streaming_lists(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 400 | 422),
+        _ => false,
+    }
+}
+
+/// The version is too old, or newer than the server's own: its store was replaced, by an old backup for instance. kube's
+/// watcher would ask for it again and again.
+fn is_version_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+            status.code == 410 || status.code == 504 && status.message.contains("Too large resource version")
+        }
         _ => false,
     }
 }
@@ -214,7 +235,7 @@ fn explain(error: &watcher::Error, kind: Kind, server: &str) -> String {
             format!("forbids to list and watch {resource} (403): give this user the role of deploy/")
         }
         Some(status) => format!("cannot list {resource}: {} ({})", status.message, status.code),
-        None => format!("cannot list {resource}: {}", causes(error)),
+        None => format!("cannot be asked: {}", causes(error)),
     };
     format!("API server {server}: {what}; serving what was known, and trying again")
 }
@@ -225,11 +246,12 @@ fn causes(error: &watcher::Error) -> String {
     let mut next: Option<&dyn std::error::Error> = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
+        let cause_text = cause_text.trim_start_matches("ServiceError: ");
+        if !text.contains(cause_text) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
-            text.push_str(&cause_text);
+            text.push_str(cause_text);
         }
         next = cause.source();
     }

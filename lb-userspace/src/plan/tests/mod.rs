@@ -3,9 +3,13 @@
 use std::num::NonZeroU16;
 
 use super::*;
-use crate::model::{Endpoint, EndpointSlice, Origin, SlicePort, TrafficPolicy};
+use crate::model::{Endpoint, EndpointSlice, Node, Origin, SlicePort, Topology};
 
 use Protocol::{Tcp, Udp};
+
+mod addresses;
+mod properties;
+mod sets;
 
 /// A Service `default/<name>` with ports of (name, protocol, number).
 fn service(name: &str, addresses: &[&str], ports: &[(&str, Protocol, u16)]) -> Service {
@@ -48,31 +52,51 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: &[&str]) -> End
     }
 }
 
-/// `10.1.0.1 RS`: an address and the conditions that hold: Ready, Serving, Terminating.
+/// `10.1.0.1 RS @n1 nodes=n1,n2 zones=a`: an address, the conditions that hold (Ready, Serving, Terminating), the node and
+/// the hints.
 fn endpoint(text: &str) -> Endpoint {
-    let (address, conditions) = text.split_once(' ').unwrap_or((text, ""));
+    let mut words = text.split(' ');
+    let address = words.next().unwrap();
+    let (mut conditions, mut topology) = ("", Topology::default());
+    let list = |text: &str| text.split(',').map(Arc::from).collect();
+    for word in words {
+        match word.split_at_checked(6) {
+            Some(("nodes=", nodes)) => topology.for_nodes = list(nodes),
+            Some(("zones=", zones)) => topology.for_zones = list(zones),
+            _ if word.starts_with('@') => topology.node = Some(word[1..].into()),
+            _ => conditions = word,
+        }
+    }
     Endpoint {
         address: address.parse().unwrap(),
         ready: conditions.contains('R'),
         serving: conditions.contains('S'),
         terminating: conditions.contains('T'),
-        topology: Arc::default(),
+        topology: Arc::new(topology),
     }
 }
 
+/// The plan of node `n1` in zone `a`.
 fn planned(services: &[Service], slices: &[EndpointSlice]) -> Plan {
+    planned_on(&Node { name: "n1".into(), zone: Some("a".into()) }, services, slices)
+}
+
+fn planned_on(node: &Node, services: &[Service], slices: &[EndpointSlice]) -> Plan {
     let mut model = Model::default();
+    model.set_node(node.clone());
     model.replace(services.iter().cloned(), slices.iter().cloned());
     let plan = plan(&model);
     // The order in which objects arrive never matters.
     let mut arrived = Model::default();
     slices.iter().rev().for_each(|slice| drop(arrived.apply_slice(slice.clone())));
     services.iter().rev().for_each(|service| drop(arrived.apply_service(service.clone())));
+    arrived.set_node(node.clone());
     assert_eq!(plan, super::plan(&arrived));
     plan
 }
 
-/// Lines such as `default/web:http/TCP 10.0.0.1:80 -> 10.1.0.1:8080, 10.1.0.2:8080 terminating`.
+/// Lines such as `default/web:http/TCP 10.0.0.1:80 -> 10.1.0.1:8080, 10.1.0.2:8080 terminating`, or with the word `refused`
+/// or `dropped` in the place of backends.
 fn lines(plan: &Plan) -> Vec<String> {
     let join = |texts: Vec<String>| texts.join(", ");
     plan.service_ports
@@ -81,10 +105,18 @@ fn lines(plan: &Plan) -> Vec<String> {
             let frontend = |f: &Frontend| SocketAddr::new(f.address, f.port).to_string();
             let backend = |b: &Backend| format!("{}{}", b.address, if b.terminating { " terminating" } else { "" });
             let frontends = join(port.frontends.iter().map(frontend).collect());
-            let backends = join(port.backends.iter().map(backend).collect());
+            let backends = match (port.backends.is_empty(), port.when_empty) {
+                (false, _) => join(port.backends.iter().map(backend).collect()),
+                (true, WhenEmpty::Refuse) => "refused".to_owned(),
+                (true, WhenEmpty::Drop) => "dropped".to_owned(),
+            };
             format!("{name} {frontends} -> {backends}")
         })
         .collect()
+}
+
+fn problems(plan: &Plan) -> Vec<String> {
+    plan.problems.iter().map(ToString::to_string).collect()
 }
 
 fn web() -> Service {
@@ -122,9 +154,13 @@ fn slice_ports_join_service_ports_by_name_and_protocol() {
             &[("dns", Udp, 5300), ("dns-tcp", Tcp, 5301), ("metrics", Tcp, 5302)][..],
             ["10.1.0.1:5300", "10.1.0.1:5301", "10.1.0.1:5302"],
         ),
-        ("another protocol", &[("dns", Tcp, 5300), ("dns-tcp", Udp, 5301)], ["", "", ""]),
-        ("another name", &[("", Udp, 5300), ("metric", Tcp, 5302)], ["", "", ""]),
-        ("two numbers", &[("dns", Udp, 5300), ("dns", Udp, 5400)], ["10.1.0.1:5300, 10.1.0.1:5400", "", ""]),
+        ("another protocol", &[("dns", Tcp, 5300), ("dns-tcp", Udp, 5301)], ["refused"; 3]),
+        ("another name", &[("", Udp, 5300), ("metric", Tcp, 5302)], ["refused"; 3]),
+        (
+            "two numbers",
+            &[("dns", Udp, 5300), ("dns", Udp, 5400)],
+            ["10.1.0.1:5300, 10.1.0.1:5400", "refused", "refused"],
+        ),
     ] {
         let plan = planned(std::slice::from_ref(&dns), &[slice("s", ports, &["10.1.0.1 RS"])]);
         let [udp, tcp, metrics] = expected;
@@ -146,10 +182,10 @@ fn ready_endpoints_are_used_and_without_any_the_terminating_ones_that_still_serv
         (&["10.1.0.1 RST", "10.1.0.2 ST"], "10.1.0.1:8080"),
         (&["10.1.0.1 ST", "10.1.0.2 T", "10.1.0.3 S"], "10.1.0.1:8080 terminating"),
         (&["10.1.0.1 ST", "10.1.0.2 ST"], "10.1.0.1:8080 terminating, 10.1.0.2:8080 terminating"),
-        (&["10.1.0.1 S"], ""),
-        (&["10.1.0.1 T"], ""),
-        (&["10.1.0.1"], ""),
-        (&[], ""),
+        (&["10.1.0.1 S"], "refused"),
+        (&["10.1.0.1 T"], "refused"),
+        (&["10.1.0.1"], "refused"),
+        (&[], "refused"),
     ] {
         assert_eq!(backends(&[endpoints]), expected, "{endpoints:?}");
     }
@@ -157,9 +193,9 @@ fn ready_endpoints_are_used_and_without_any_the_terminating_ones_that_still_serv
 
 #[test]
 fn a_service_without_endpoints_stays_so_that_clients_are_refused() {
-    assert_eq!(backends(&[]), "");
+    assert_eq!(backends(&[]), "refused");
     let plan = planned(&[web()], &[]);
-    assert_eq!(lines(&plan), ["default/web:http/TCP 10.0.0.1:80 -> "]);
+    assert_eq!(lines(&plan), ["default/web:http/TCP 10.0.0.1:80 -> refused"]);
 }
 
 #[test]
@@ -174,8 +210,8 @@ fn of_two_entries_with_one_address_the_terminating_one_never_counts() {
         ("10.1.0.1 RS", "10.1.0.1 ST", "10.1.0.1:8080"),
         ("10.1.0.1 ST", "10.1.0.1 RS", "10.1.0.1:8080"),
         // Not ready yet, but alive: the address no longer belongs to the pod that terminates.
-        ("10.1.0.1", "10.1.0.1 ST", ""),
-        ("10.1.0.1 RST", "10.1.0.1", ""),
+        ("10.1.0.1", "10.1.0.1 ST", "refused"),
+        ("10.1.0.1 RST", "10.1.0.1", "refused"),
         // Between equals, whichever order they come in.
         ("10.1.0.1", "10.1.0.1 RS", "10.1.0.1:8080"),
         ("10.1.0.1 T", "10.1.0.1 ST", "10.1.0.1:8080 terminating"),
@@ -194,20 +230,10 @@ fn backends_are_in_order_of_address_whatever_the_slices_are_called() {
 }
 
 #[test]
-fn ipv6_is_known_and_not_served() {
-    let dual = service("web", &["10.0.0.1", "fd00::1"], &[("http", Tcp, 80)]);
-    let mut v6 = slice("v6", &[("http", Tcp, 8080)], &["fd00:1::1 RS"]);
-    v6.family = Family::V6;
-    let plan = planned(&[dual], &[v6, slice("v4", &[("http", Tcp, 8080)], &["10.1.0.1 RS"])]);
-    assert_eq!(lines(&plan), ["default/web:http/TCP 10.0.0.1:80 -> 10.1.0.1:8080"]);
-    assert_eq!(plan.problems, []);
-}
-
-#[test]
 fn one_number_with_two_protocols_is_two_frontends() {
     let services = [service("a", &["10.0.0.1"], &[("", Tcp, 80)]), service("b", &["10.0.0.1"], &[("", Udp, 80)])];
     let plan = planned(&services, &[]);
-    assert_eq!(lines(&plan), ["default/a:/TCP 10.0.0.1:80 -> ", "default/b:/UDP 10.0.0.1:80 -> "]);
+    assert_eq!(lines(&plan), ["default/a:/TCP 10.0.0.1:80 -> refused", "default/b:/UDP 10.0.0.1:80 -> refused"]);
     assert_eq!(plan.problems, []);
 }
 
@@ -223,16 +249,12 @@ fn a_frontend_that_two_services_claim_goes_to_the_older_one_then_by_name() {
         services[0].created = created[0];
         services[1].created = created[1];
         let plan = planned(&services, &[]);
-        let with_frontend: Vec<_> =
-            plan.service_ports.iter().filter(|(_, port)| !port.frontends.is_empty()).map(|(name, _)| name).collect();
-        assert_eq!(with_frontend.len(), 1, "{case}");
-        assert_eq!(&*with_frontend[0].object.name, owner, "{case}");
-        let problems: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(lines(&plan), [format!("default/{owner}:x/TCP 10.0.0.1:80 -> refused")], "{case}");
         let expected = format!(
             "Service default/{loser}: spec.clusterIP: 10.0.0.1:80/TCP already belongs to Service default/{owner}; \
              give one of them another address or port"
         );
-        assert_eq!(problems, [expected], "{case}");
+        assert_eq!(problems(&plan), [expected], "{case}");
     }
 }
 

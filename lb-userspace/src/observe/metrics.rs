@@ -1,0 +1,357 @@
+//! All metrics of the agent.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use lb_common::abi::Reason;
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, exponential_buckets,
+};
+use tracing::debug;
+
+use super::kernel::{Kernel, Targets};
+use super::{RestMetrics, family_name};
+use crate::dataplane::Pins;
+use crate::model::Family;
+
+const FAMILY: &str = "ip_family";
+
+/// What the agent does, counted. Shared between its loop and its servers.
+pub struct Metrics {
+    registry: Registry,
+    families: Vec<&'static str>,
+
+    sync: HistogramVec,
+    full_sync: HistogramVec,
+    partial_sync: HistogramVec,
+    network_programming: HistogramVec,
+    last_applied: GaugeVec,
+    last_queued: GaugeVec,
+    no_local_endpoints: IntGaugeVec,
+    endpoint_changes: IntCounter,
+    endpoint_changes_pending: IntGauge,
+    service_changes: IntCounter,
+    service_changes_pending: IntGauge,
+    endpoint_change: Histogram,
+    pub(super) healthz: IntCounterVec,
+    pub(super) livez: IntCounterVec,
+    rest_requests: IntCounterVec,
+    rest_durations: HistogramVec,
+
+    /// Interfaces to which the programs are attached.
+    pub interfaces: IntGauge,
+    /// Standing problems with objects, which are not served as they are written.
+    pub problems: IntGauge,
+    /// Services for which a map has no room.
+    pub shortages: IntGauge,
+    /// Failed lists and watches.
+    pub api_errors: IntCounter,
+
+    targets: Targets,
+    kernel: Mutex<Kernel>,
+}
+
+/// How much a sync looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncKind {
+    /// All Services.
+    Full,
+    /// Those that have changed.
+    Partial,
+}
+
+/// Whose traffic a policy is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// From pods and nodes.
+    Internal,
+    /// From outside the cluster.
+    External,
+}
+
+impl Metrics {
+    /// All at zero, for an agent that serves these families and pins here.
+    ///
+    /// # Errors
+    /// When a name is used twice, or against the rules of Prometheus.
+    pub fn new(families: &[Family], pins: Pins) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let add = Adder(&registry);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        add.gauges("viaduct_build_info", "Version of this agent.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let sync_buckets = exponential_buckets(0.001, 2.0, 15)?;
+        let targets = Targets {
+            entries: add.gauges(
+                "viaduct_map_entries",
+                "Entries of a map that are in use, or were and cannot be reused yet.",
+                &["map"],
+            )?,
+            max_entries: add.gauges("viaduct_map_max_entries", "Entries that a map has room for.", &["map"])?,
+            dropped: add.counters("viaduct_dropped_packets_total", "Packets dropped, by reason.", &["reason"])?,
+            passed: add.counters(
+                "viaduct_passed_packets_total",
+                "Packets passed on without a look at the services, by reason.",
+                &["reason"],
+            )?,
+        };
+        let metrics = Self {
+            sync: add.histograms(
+                "kubeproxy_sync_proxy_rules_duration_seconds",
+                "Duration of a sync of the maps.",
+                &[FAMILY],
+                sync_buckets.clone(),
+            )?,
+            full_sync: add.histograms(
+                "kubeproxy_sync_full_proxy_rules_duration_seconds",
+                "Duration of a sync that looks at all Services.",
+                &[FAMILY],
+                sync_buckets.clone(),
+            )?,
+            partial_sync: add.histograms(
+                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+                "Duration of a sync that looks at what has changed.",
+                &[FAMILY],
+                sync_buckets,
+            )?,
+            network_programming: add.histograms(
+                "kubeproxy_network_programming_duration_seconds",
+                "From the change of a pod or Service, as its EndpointSlice tells, until the maps hold it.",
+                &[FAMILY],
+                network_programming_buckets(),
+            )?,
+            last_applied: add.times(
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "Unix time of the last successful sync.",
+                &[FAMILY],
+            )?,
+            last_queued: add.times(
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+                "Unix time at which the last change came.",
+                &[FAMILY],
+            )?,
+            no_local_endpoints: add.gauges(
+                "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+                "Service ports of policy Local without an endpoint on this node.",
+                &["traffic_policy", FAMILY],
+            )?,
+            endpoint_changes: add.counter(
+                "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+                "Changes of EndpointSlices that have come.",
+            )?,
+            endpoint_changes_pending: add.gauge(
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+                "Changes of EndpointSlices that the maps do not hold yet.",
+            )?,
+            service_changes: add
+                .counter("kubeproxy_sync_proxy_rules_service_changes_total", "Changes of Services that have come.")?,
+            service_changes_pending: add.gauge(
+                "kubeproxy_sync_proxy_rules_service_changes_pending",
+                "Changes of Services that the maps do not hold yet.",
+            )?,
+            endpoint_change: add.histogram(
+                "viaduct_endpoint_change_duration_seconds",
+                "From the arrival of a change of endpoints at this agent until the maps hold it.",
+                exponential_buckets(50e-6, 2.0, 20)?,
+            )?,
+            healthz: add.counters("kubeproxy_proxy_healthz_total", "Answers of /healthz, by code.", &["code"])?,
+            livez: add.counters("kubeproxy_proxy_livez_total", "Answers of /livez, by code.", &["code"])?,
+            rest_requests: add.counters(
+                "rest_client_requests_total",
+                "Requests to the API server, by code (<error> for none), host and method.",
+                &["code", "host", "method"],
+            )?,
+            rest_durations: add.histograms(
+                "rest_client_request_duration_seconds",
+                "Duration of requests to the API server, until the head of the answer.",
+                &["host", "verb"],
+                vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0],
+            )?,
+            interfaces: add.gauge("viaduct_interfaces", "Interfaces to which the programs are attached.")?,
+            problems: add.gauge(
+                "viaduct_problems",
+                "Standing problems with objects, which are not served as they are written.",
+            )?,
+            shortages: add.gauge("viaduct_shortages", "Services for which a map has no room.")?,
+            api_errors: add.counter("viaduct_api_errors_total", "Failed lists and watches of the API server.")?,
+            targets,
+            kernel: Mutex::new(Kernel::new(pins)),
+            families: families.iter().map(|&family| family_name(family)).collect(),
+            registry,
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// A series that first appears with its first event hides that event from `rate()`.
+    fn begin_at_zero(&self) {
+        for family in &self.families {
+            for histograms in [&self.sync, &self.full_sync, &self.partial_sync, &self.network_programming] {
+                histograms.with_label_values(&[family]);
+            }
+            for times in [&self.last_applied, &self.last_queued] {
+                times.with_label_values(&[family]);
+            }
+            for policy in ["internal", "external"] {
+                self.no_local_endpoints.with_label_values(&[policy, family]);
+            }
+        }
+        for counters in [&self.healthz, &self.livez] {
+            for code in ["200", "503"] {
+                counters.with_label_values(&[code]);
+            }
+        }
+        for &reason in Reason::ALL {
+            self.targets.packets(reason).with_label_values(&[reason.name()]);
+        }
+    }
+
+    /// So many changes of Services have come.
+    pub fn services_changed(&self, count: u32) {
+        self.service_changes.inc_by(count.into());
+        self.service_changes_pending.add(count.into());
+        self.queued();
+    }
+
+    /// So many changes of EndpointSlices have come.
+    pub fn endpoints_changed(&self, count: u32) {
+        self.endpoint_changes.inc_by(count.into());
+        self.endpoint_changes_pending.add(count.into());
+        self.queued();
+    }
+
+    fn queued(&self) {
+        self.each_family(|family| self.last_queued.with_label_values(&[family]).set(unix_time()));
+    }
+
+    /// The maps hold all changes that have come.
+    pub fn synced(&self, kind: SyncKind, took: Duration) {
+        let kind = match kind {
+            SyncKind::Full => &self.full_sync,
+            SyncKind::Partial => &self.partial_sync,
+        };
+        self.each_family(|family| {
+            for histograms in [kind, &self.sync] {
+                histograms.with_label_values(&[family]).observe(took.as_secs_f64());
+            }
+            self.last_applied.with_label_values(&[family]).set(unix_time());
+        });
+        self.nothing_pending();
+    }
+
+    /// Whatever has come is nothing that the maps show.
+    pub fn nothing_pending(&self) {
+        self.endpoint_changes_pending.set(0);
+        self.service_changes_pending.set(0);
+    }
+
+    /// How full a map is that the agent writes.
+    pub fn map_usage(&self, map: &str, used: usize, size: u32) {
+        self.targets.map(map, used, size);
+    }
+
+    /// A change of endpoints is in the maps, so long after it came to this agent.
+    pub fn endpoints_applied(&self, took: Duration) {
+        self.endpoint_change.observe(took.as_secs_f64());
+    }
+
+    /// The same, counted from the moment that the slice's annotation `endpoints.kubernetes.io/last-change-trigger-time`
+    /// tells.
+    pub fn network_programmed(&self, family: Family, took: Duration) {
+        self.network_programming.with_label_values(&[family_name(family)]).observe(took.as_secs_f64());
+    }
+
+    /// How many service ports of policy Local have no endpoint on this node.
+    pub fn no_local_endpoints(&self, policy: TrafficPolicy, family: Family, count: u32) {
+        let policy = match policy {
+            TrafficPolicy::Internal => "internal",
+            TrafficPolicy::External => "external",
+        };
+        self.no_local_endpoints.with_label_values(&[policy, family_name(family)]).set(count.into());
+    }
+
+    /// Counts the requests of a kube client that talks to this host.
+    #[must_use]
+    pub fn rest(&self, host: &str) -> RestMetrics {
+        RestMetrics {
+            requests: self.rest_requests.clone(),
+            durations: self.rest_durations.clone(),
+            host: host.to_owned(),
+        }
+    }
+
+    /// All of them in the text format of Prometheus. Reads the maps: not for a thread that must not wait.
+    ///
+    /// # Errors
+    /// When one has a name that the format does not allow.
+    pub fn text(&self) -> prometheus::Result<String> {
+        if let Err(error) = self.kernel.lock().unwrap_or_else(PoisonError::into_inner).read(&self.targets) {
+            // An agent that starts has no maps yet; later it says itself what is wrong with them.
+            debug!("no figures of the maps: {error:#}");
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    fn each_family(&self, act: impl Fn(&str)) {
+        self.families.iter().for_each(|family| act(family));
+    }
+}
+
+/// kube-proxy's: a quarter, half, then seconds, then coarser ones up to five minutes.
+fn network_programming_buckets() -> Vec<f64> {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
+    [0.25, 0.5].into_iter().chain(seconds).collect()
+}
+
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Makes metrics known to a registry.
+struct Adder<'a>(&'a Registry);
+
+impl Adder<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> prometheus::Result<C> {
+        let made = made?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn times(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> prometheus::Result<Histogram> {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: Vec<f64>,
+    ) -> prometheus::Result<HistogramVec> {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+    }
+}
