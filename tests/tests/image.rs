@@ -1,5 +1,5 @@
 //! The container image, run as kubelet has it run: as a container with the capabilities of the DaemonSet, a read-only root and
-//! the node's network namespace. `cargo xtask image --test` builds the image and names it to this test.
+//! the node's network namespace, with configuration and service account as files, and an API server. `cargo xtask image --test` builds the image and names it to this test.
 
 #![cfg(test)]
 
@@ -15,6 +15,7 @@ use viaduct_tests::{
 };
 
 const WEB: &str = "10.96.0.10:80";
+const EXAMPLE_SERVER: &str = "https://api.example.com:6443";
 
 #[test]
 fn the_image_says_its_version_serves_and_is_replaced_without_a_gap() {
@@ -25,28 +26,26 @@ fn the_image_says_its_version_serves_and_is_replaced_without_a_gap() {
         );
         return;
     };
-    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "web"]).build().unwrap();
+    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "web"]).api().build().unwrap();
     let (node, client) = (lab.node("node1"), lab.pod("client").namespace());
     let _server = lab.pod("web").http_server(8080).unwrap();
     let web = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80);
-    lab.manifests().apply(&web).unwrap();
+    lab.api().apply(&web).unwrap();
     let slice = EndpointSliceManifest::new("default", "web").port("http", Tcp, 8080).pods([lab.pod("web")]);
-    lab.manifests().apply(&slice).unwrap();
+    lab.api().apply(&slice).unwrap();
     let serves = || assert_eq!(http_get(client, WEB.parse().unwrap()).unwrap().backend, "web");
 
     let image = Image::unpack(&archive, &lab.directory().join("image"));
-    let bpffs = node.bpffs().to_str().unwrap();
-    let container = |name: &'static str, arguments: &[&str]| {
-        Container::start(&image, &lab, name, &[arguments, &["--bpffs", bpffs]].concat())
-    };
-    let version = container("version", &["--version"]);
+    write_configuration(&lab);
+    let container = |name: &'static str, arguments: &[String]| Container::start(&image, &lab, name, arguments);
+    let version = container("version", &["--version".to_owned()]);
     wait_until("the version is printed", AGENT_READY, || version.log().contains("viaduct ").then_some(())).unwrap();
     assert!(version.log().starts_with(concat!("viaduct ", env!("CARGO_PKG_VERSION"))), "{}", version.log());
 
-    let agent = ["agent", "--manifests", "/manifests", "--hostname-override", "node1", "--pod-interfaces", "veth*"];
+    let (agent, bpffs) = (daemonset::arguments("node1").unwrap(), node.bpffs().to_str().unwrap());
     for name in ["first", "second"] {
         let running = container(name, &agent);
-        wait_until("the agent is ready", AGENT_READY, || running.log().contains(" ready ").then_some(()))
+        wait_until("the agent is ready", AGENT_READY, || running.log().contains("\"ready\"").then_some(()))
             .unwrap_or_else(|error| panic!("{error:#}\n{}", running.log()));
         serves();
         // As kubelet's probes ask.
@@ -61,11 +60,27 @@ fn the_image_says_its_version_serves_and_is_replaced_without_a_gap() {
     }
 }
 
+/// The ConfigMap of the example, with the API server and the pins of the lab, and what kubelet mounts of a service account.
+fn write_configuration(lab: &Lab) {
+    let (config, account) = (lab.directory().join("config"), lab.directory().join("account"));
+    fs::create_dir(&config).unwrap();
+    fs::create_dir(&account).unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/example/config.yaml");
+    let example = fs::read_to_string(example).unwrap();
+    assert!(example.contains(EXAMPLE_SERVER), "{example}");
+    let options = example.replace(EXAMPLE_SERVER, &lab.api().url());
+    let bpffs = lab.node("node1").bpffs().display();
+    fs::write(config.join("config.yaml"), format!("{options}bpffs: {bpffs}\n")).unwrap();
+    fs::write(account.join("ca.crt"), lab.api().ca_pem()).unwrap();
+    fs::write(account.join("token"), lab.api().token().unwrap()).unwrap();
+    fs::write(account.join("namespace"), "viaduct-system").unwrap();
+}
+
 /// The files of an image, and what it runs.
 struct Image {
     root: PathBuf,
     entrypoint: Vec<Value>,
-    environment: Value,
+    environment: Vec<Value>,
 }
 
 impl Image {
@@ -82,8 +97,8 @@ impl Image {
         assert_eq!(layers.len(), 1, "{manifest}");
         command::run(Command::new("tar").arg("-C").arg(&root).arg("-xzf").arg(blob(&layers[0]))).unwrap();
         let config = read(blob(&manifest["config"]))["config"].take();
-        let entrypoint = config["Entrypoint"].as_array().unwrap().clone();
-        Self { root, entrypoint, environment: config["Env"].clone() }
+        let list = |name: &str| config[name].as_array().unwrap().clone();
+        Self { root, entrypoint: list("Entrypoint"), environment: list("Env") }
     }
 }
 
@@ -95,7 +110,7 @@ struct Container {
 }
 
 impl Container {
-    fn start(image: &Image, lab: &Lab, name: &'static str, arguments: &[&str]) -> Self {
+    fn start(image: &Image, lab: &Lab, name: &'static str, arguments: &[String]) -> Self {
         let bundle = lab.directory().join(name);
         fs::create_dir(&bundle).unwrap();
         let arguments: Vec<_> =
@@ -103,6 +118,9 @@ impl Container {
         let capabilities: Vec<_> =
             daemonset::capabilities().unwrap().iter().map(|name| format!("CAP_{name}")).collect();
         let bind = |from: &Path, to: &str, mode: &str| json!({"destination": to, "type": "none", "source": from, "options": ["rbind", mode]});
+        // kubelet names the API server's VIP to every pod; nothing answers there.
+        let of_kubelet = [json!("KUBERNETES_SERVICE_HOST=10.96.0.1"), json!("KUBERNETES_SERVICE_PORT=443")];
+        let environment = [image.environment.as_slice(), &of_kubelet].concat();
         let network = lab.node("node1").namespace().path();
         let namespaces = json!([
             {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network", "path": network}
@@ -112,7 +130,7 @@ impl Container {
             "process": {
                 "user": {"uid": 0, "gid": 0},
                 "args": arguments,
-                "env": image.environment,
+                "env": environment,
                 "cwd": "/",
                 "noNewPrivileges": true,
                 "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
@@ -123,7 +141,8 @@ impl Container {
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
                 bind(Path::new("/sys"), "/sys", "ro"),
                 bind(Path::new("/sys/fs/bpf"), "/sys/fs/bpf", "rw"),
-                bind(lab.manifests().path(), "/manifests", "ro"),
+                bind(&lab.directory().join("config"), "/etc/viaduct", "ro"),
+                bind(&lab.directory().join("account"), "/var/run/secrets/kubernetes.io/serviceaccount", "ro"),
             ],
             "linux": {"namespaces": namespaces},
         });

@@ -211,20 +211,22 @@ fn an_agent_of_an_api_server_counts_requests_and_changes_and_follows_its_node() 
     };
     assert!(requests(&text), "{text}");
 
-    // One slice that changes what is served, and one that does not.
-    let slice =
-        |service| EndpointSliceManifest::new("default", service).port("http", Tcp, 8080).pods([lab.pod("backend")]);
-    let before = series(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_total");
-    lab.api().apply(&slice("web")).unwrap();
-    lab.api().apply(&slice("unknown")).unwrap();
-    wait_until("both are counted, and nothing is pending", SYNC, || {
-        let text = metrics();
-        let counted = series(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_total") == before + 2.0;
-        let pending = series(&text, "kubeproxy_sync_proxy_rules_endpoint_changes_pending");
-        let applied = series(&text, "viaduct_endpoint_change_duration_seconds_count");
-        (counted && pending == 0.0 && applied >= 1.0).then_some(())
-    })
-    .unwrap();
+    // A slice that changes what is served, and a Service of which nothing is served.
+    let slice = EndpointSliceManifest::new("default", "web").port("http", Tcp, 8080).pods([lab.pod("backend")]);
+    let name = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "name", "namespace": "default"},
+        "spec": {"type": "ExternalName", "externalName": "example.org"}});
+    let change = |kind: &str, apply: &dyn Fn()| {
+        let changes = |text: &str, which| series(text, &format!("kubeproxy_sync_proxy_rules_{kind}_changes_{which}"));
+        let before = changes(&metrics(), "total");
+        apply();
+        let text = wait_until("it is counted, and nothing is pending", SYNC, || {
+            Some(metrics()).filter(|text| changes(text, "total") == before + 1.0 && changes(text, "pending") == 0.0)
+        });
+        text.unwrap()
+    };
+    let text = change("endpoint", &|| lab.api().apply(&slice).unwrap());
+    assert_eq!(series(&text, "viaduct_endpoint_change_duration_seconds_count"), 1.0);
+    change("service", &|| lab.api().apply_value(name.clone()).unwrap());
     assert_eq!(series(&metrics(), "viaduct_map_entries{map=\"BACKENDS_4\"}"), 1.0);
 
     // kube-proxy's rule: traffic ends, the proxy lives.
@@ -245,7 +247,7 @@ fn probes_are_answered_while_a_large_sync_runs() {
     needs_root!();
     let lab = lab();
     let node = lab.node("node1");
-    let agent = node.start_agent().unwrap();
+    let _agent = node.start_agent().unwrap();
     let synced = || {
         let text = get(node, METRICS, "/metrics").unwrap().body;
         series(&text, "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}")

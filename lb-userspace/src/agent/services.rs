@@ -120,6 +120,7 @@ impl Services {
 
     /// Makes the maps equal to the model, as far as they may differ.
     pub(super) fn apply(&mut self) {
+        self.observed.metrics.problems.set(gauge(self.problems.count()));
         if !self.complete || self.retry_at.is_some() {
             return;
         }

@@ -8,7 +8,7 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 
 use crate::dataplane::{Figures, Pins};
 
-/// Flows are counted one by one, 0.2 s for a full table: never for more than this part of the time.
+/// Flows are counted one by one, some 0.4 s for a full table: never for more than this part of the time.
 const SHARE_OF_TIME: u32 = 100;
 
 /// The pinned maps, read when somebody asks for metrics.

@@ -124,7 +124,10 @@ impl Node {
     /// The same without waiting.
     pub fn spawn_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
         let mut command = self.namespace.command(agent::binary()?);
-        command.arg("agent").arg("--bpffs").arg(&self.bpffs);
+        command.arg("agent");
+        if !arguments.contains(&"--bpffs") {
+            command.arg("--bpffs").arg(&self.bpffs);
+        }
         if !["--manifests", "--kubeconfig", "--server"].iter().any(|flag| arguments.contains(flag)) {
             command.arg(self.source.0).arg(&self.source.1);
         }

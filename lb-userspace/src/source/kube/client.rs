@@ -1,6 +1,7 @@
 //! The way to the API server.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Client, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Config, config};
+use tokio::sync::Notify;
 use tower::ServiceBuilder;
 
 use crate::observe::Metrics;
@@ -35,12 +37,11 @@ pub struct Options {
     pub tls_server_name: Option<String>,
 }
 
-/// A client with the credentials that `options` lead to, and the server's URL.
+/// A client that tells of every good answer by `answers`.
 ///
 /// # Errors
-/// When they lead to none, or to files that cannot be used. Nothing is sent to the server.
-pub(super) async fn client(options: &Options, metrics: &Metrics) -> Result<(Client, String)> {
-    let config = config(options).await?;
+/// When certificates or credentials cannot be used. Nothing is sent to the server.
+pub(super) fn client(config: &Config, metrics: &Metrics, answers: Arc<Notify>) -> Result<Client> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -53,19 +54,28 @@ pub(super) async fn client(options: &Options, metrics: &Metrics) -> Result<(Clie
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(auth)
+        .map_response(move |response: http::Response<_>| {
+            if response.status().is_success() {
+                answers.notify_one();
+            }
+            response
+        })
         .map_err(tower::BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(https));
-    let server = config.cluster_url.to_string();
     let counted = metrics.rest(config.cluster_url.authority().map_or("", http::uri::Authority::as_str));
-    Ok((ClientBuilder::new(service, config.default_namespace).with_layer(&counted).build(), server))
+    Ok(ClientBuilder::new(service, config.default_namespace.as_str()).with_layer(&counted).build())
 }
 
-async fn config(options: &Options) -> Result<Config> {
+/// The server and the credentials that `options` lead to.
+///
+/// # Errors
+/// When they lead to none, or to files that cannot be used.
+pub(super) async fn config(options: &Options) -> Result<Config> {
     let mut config = match &options.kubeconfig {
         Some(path) => from_kubeconfig(path).await?,
         None if Path::new(SERVICE_ACCOUNT).join("token").exists() => from_service_account(options)?,
         // Without credentials: a proxy that adds them, or a server in a test.
-        None => Config::new(http_uri(options)?),
+        None => without_credentials(options)?,
     };
     if options.server.is_some() {
         config.cluster_url = http_uri(options)?;
@@ -88,9 +98,20 @@ fn from_service_account(options: &Options) -> Result<Config> {
     }
     let mut config = Config::new(http_uri(options)?);
     let file = |name: &str| Path::new(SERVICE_ACCOUNT).join(name);
+    // Or the system's would be loaded besides, which an image need not have.
+    config.root_cert = Some(Vec::new());
     config.root_cert_file = Some(file("ca.crt"));
     config.auth_info =
         config::AuthInfo { token_file: Some(file("token").display().to_string()), ..config::AuthInfo::default() };
+    Ok(config)
+}
+
+fn without_credentials(options: &Options) -> Result<Config> {
+    let mut config = Config::new(http_uri(options)?);
+    if config.cluster_url.scheme_str() == Some("http") {
+        // The system's certificates need not be there.
+        config.root_cert = Some(Vec::new());
+    }
     Ok(config)
 }
 

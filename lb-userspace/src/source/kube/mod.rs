@@ -10,7 +10,6 @@ use std::time::Instant;
 use anyhow::Result;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
-use kube::Api;
 use kube::runtime::watcher;
 use tokio::sync::mpsc;
 
@@ -100,15 +99,14 @@ pub enum Change<T> {
 /// When `options` do not say how to reach a server, or name files that cannot be read. A server that does not answer is no
 /// error: it is waited for.
 pub async fn watch(options: &Options, node: &str, metrics: &Metrics) -> Result<mpsc::Receiver<Message>> {
-    let (client, server) = client::client(options, metrics).await?;
+    let config = client::config(options).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let objects = || watcher::Config::default().labels(NOT_OURS);
-    let services = Watch::new(Kind::Services, Api::<core::Service>::all(client.clone()), &server, sender.clone());
+    let services = Watch::<core::Service>::new(Kind::Services, &config, metrics, sender.clone())?;
     tokio::spawn(services.run(objects().fields("spec.clusterIP!=None"), service));
-    let slices =
-        Watch::new(Kind::EndpointSlices, Api::<discovery::EndpointSlice>::all(client.clone()), &server, sender.clone());
+    let slices = Watch::<discovery::EndpointSlice>::new(Kind::EndpointSlices, &config, metrics, sender.clone())?;
     tokio::spawn(slices.run(objects(), slice));
-    let nodes = Watch::new(Kind::Node, Api::<core::Node>::all(client), &server, sender);
+    let nodes = Watch::<core::Node>::new(Kind::Node, &config, metrics, sender)?;
     tokio::spawn(nodes.run(watcher::Config::default().fields(&format!("metadata.name={node}")), node::convert));
     Ok(receiver)
 }

@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::fmt::Debug;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
@@ -10,18 +11,23 @@ use futures_util::StreamExt as _;
 use kube::runtime::watcher::{self, InitialListStrategy, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use super::client::client;
 use super::sweep::Sweep;
 use super::{Convert, Event, Kind, Message};
 use crate::model::ObjectName;
+use crate::observe::Metrics;
 
 /// From the first failure to the longest pause between two attempts; with jitter, so that the nodes of a cluster do not come
 /// back all at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A server that has answered for so long has recovered, and failures are new ones.
+const STEADY: Duration = Duration::from_secs(5);
 /// A list in which nothing has come for so long is begun anew. A page of a list is one thing that comes.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -32,6 +38,9 @@ pub(super) struct Watch<K> {
     sender: Sender<Message>,
     sweep: Sweep,
     pauses: ExponentialBackoff,
+    /// Tells of good answers: a watch that goes on brings no event by itself.
+    answers: Arc<Notify>,
+    answered: Option<Instant>,
     failing: bool,
 }
 
@@ -56,10 +65,26 @@ impl From<Closed> for End {
 
 impl<K> Watch<K>
 where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    pub(super) fn new(kind: Kind, api: Api<K>, server: &str, sender: Sender<Message>) -> Self {
-        Self { kind, api, server: server.to_owned(), sender, sweep: Sweep::default(), pauses: pauses(), failing: false }
+    pub(super) fn new(
+        kind: Kind,
+        config: &kube::Config,
+        metrics: &Metrics,
+        sender: Sender<Message>,
+    ) -> anyhow::Result<Self> {
+        let answers = Arc::new(Notify::new());
+        Ok(Self {
+            kind,
+            api: Api::all(client(config, metrics, Arc::clone(&answers))?),
+            server: config.cluster_url.to_string(),
+            sender,
+            sweep: Sweep::default(),
+            pauses: pauses(),
+            answers,
+            answered: None,
+            failing: false,
+        })
     }
 
     /// Delivers until the receiver is gone.
@@ -101,16 +126,19 @@ where
         let mut stream = pin!(watcher(self.api.clone(), config.clone()));
         self.sweep.begin();
         loop {
-            let next = if self.sweep.is_listing() {
-                timeout(STALLED, stream.next()).await.map_err(|_| End::Stalled)?
-            } else {
-                stream.next().await
+            let stalled = if self.sweep.is_listing() { STALLED } else { Duration::MAX };
+            let next = tokio::select! {
+                next = timeout(stalled, stream.next()) => next.map_err(|_| End::Stalled)?,
+                () = self.answers.notified() => {
+                    self.answered = Some(Instant::now());
+                    self.recover().await?;
+                    continue;
+                }
             };
             match next {
                 Some(Ok(event)) => {
-                    // Init says only that a request is about to be sent.
-                    if !matches!(event, watcher::Event::Init) {
-                        self.recover().await?;
+                    // The beginning of a list is no sign yet that its end will come.
+                    if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
                         self.pauses = pauses();
                     }
                     self.take(event, convert).await?;
@@ -121,6 +149,9 @@ where
                 Some(Err(error)) => {
                     if !is_routine(&error) {
                         self.fail(explain(&error, self.kind, &self.server)).await?;
+                    }
+                    if self.answered.take().is_some_and(|since| since.elapsed() > STEADY) {
+                        self.pauses = pauses();
                     }
                     sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
                     if is_version_gone(&error) {
