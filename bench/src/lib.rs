@@ -1,6 +1,8 @@
-//! What the benches share: how long they measure, and a cluster to measure with.
+//! What the benches share: how long they measure, and what to measure with.
 //!
-//! The cluster: Services with one TCP port and one EndpointSlice each, numbered from 0. No two share an endpoint.
+//! - [`cluster`], [`process`], [`spread`]: a real agent that reads from an API server;
+//! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
+//!   share an endpoint.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +17,10 @@ use lb_userspace::model::{
     TrafficPolicy,
 };
 use lb_userspace::state::{Found, Limits, State};
+
+pub mod cluster;
+pub mod process;
+pub mod spread;
 
 /// Services of the large cluster.
 pub const SERVICES: u32 = 5000;

@@ -100,8 +100,9 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         demo.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-tests", "--bin", "viaduct-demo", "--"]);
         suite.check(name, demo.args(["--json", "--topology", topology]))?;
     }
-    // Without `--bench` criterion runs each bench once.
-    suite.check("benches", cargo("test").args(["--package", "viaduct-bench", "--benches"]))?;
+    // Without `--bench` each bench runs once.
+    let mut benches = cargo("test");
+    suite.check("benches", benches.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-bench", "--benches"]))?;
     suite.tests("doc-tests", cargo("test").args(["--workspace", "--doc", "--no-fail-fast"]))?;
     suite.check("doc", cargo("doc").env("RUSTDOCFLAGS", "-D warnings").args(["--workspace", "--no-deps"]))?;
     suite.kernels(options)

@@ -38,7 +38,8 @@ pub(super) struct Api {
     services: bool,
     slices: bool,
     node_known: bool,
-    /// When to go on without the Node.
+    opened: Instant,
+    /// When to go on without the Node; none until the lists are complete.
     deadline: Option<Instant>,
 }
 
@@ -61,6 +62,7 @@ impl Input {
                 services: false,
                 slices: false,
                 node_known: false,
+                opened: Instant::now(),
                 deadline: None,
             })),
         }
@@ -127,7 +129,10 @@ impl Api {
             self.take(message, services);
         }
         if self.services && self.slices {
-            self.deadline.get_or_insert_with(|| Instant::now() + NODE_PATIENCE);
+            self.deadline.get_or_insert_with(|| {
+                info!(duration_ms = self.opened.elapsed().as_secs_f64() * 1e3, "lists complete");
+                Instant::now() + NODE_PATIENCE
+            });
             if self.node_known {
                 services.complete();
             }

@@ -9,7 +9,7 @@ use tracing::{error, info};
 
 use super::problems::{About, Problems};
 use super::{Observed, gauge};
-use crate::dataplane::{Maps, wait_for_grace_period};
+use crate::dataplane::{Maps, give_memory_back, wait_for_grace_period};
 use crate::model::{self, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, plan_service};
@@ -17,6 +17,9 @@ use crate::state::{Reconciled, ServicePortChange, State};
 
 /// After the kernel has refused a write, the maps are read and brought up to date again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How many Services are written at a time into empty maps. All writes of a large cluster together would take more memory
+/// than everything else that the agent holds.
+const PART: usize = 256;
 
 pub(super) struct Services {
     /// What should be served.
@@ -128,26 +131,51 @@ impl Services {
         }
         let begun = Instant::now();
         let whole = !self.synced;
-        let services = if whole { self.all() } else { std::mem::take(&mut self.touched) };
-        let plan = self.plan(&services);
-        let result = if whole { self.state.reconcile(&plan) } else { self.state.reconcile_services(&services, &plan) };
-        self.note_shortages(&services, &result);
-        if let Err(error) = self.maps.write(&result.writes) {
-            error!("{error:#}; trying again in {RETRY:?}");
-            self.synced = false;
-            self.retry_at = Some(Instant::now() + RETRY);
-            return;
+        let mut services = if whole { self.all() } else { std::mem::take(&mut self.touched) };
+        // Where nothing is served yet, nothing moves between Services, and they need not be seen all at once.
+        let in_parts = whole && self.state.is_empty();
+        let mut sync = Sync::default();
+        loop {
+            let rest = services.iter().nth(PART).filter(|_| in_parts).cloned().map(|first| services.split_off(&first));
+            if let Err(error) = self.apply_part(&services, whole && !in_parts, &mut sync) {
+                error!("{error:#}; trying again in {RETRY:?}");
+                self.synced = false;
+                self.retry_at = Some(Instant::now() + RETRY);
+                return;
+            }
+            match rest {
+                Some(rest) => services = rest,
+                None => break,
+            }
         }
         self.synced = true;
         self.observe(begun, if whole { SyncKind::Full } else { SyncKind::Partial });
-        let duration_ms = (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        sync.log(whole);
         if whole {
-            let (writes, service_ports) = (result.writes.len(), plan.service_ports.len());
-            info!(writes, service_ports, duration_ms, "services applied");
-        } else {
-            result.changes.iter().for_each(|change| log_change(change, duration_ms));
+            give_memory_back();
         }
         self.begin_grace();
+    }
+
+    /// `alone`: nothing but these is to be served.
+    fn apply_part(&mut self, services: &BTreeSet<ObjectName>, alone: bool, sync: &mut Sync) -> Result<()> {
+        let begun = Instant::now();
+        let plan = self.plan(services);
+        let planned = Instant::now();
+        let result = if alone { self.state.reconcile(&plan) } else { self.state.reconcile_services(services, &plan) };
+        self.note_shortages(services, &result);
+        let compared = Instant::now();
+        self.maps.write(&result.writes)?;
+        sync.plan += planned - begun;
+        sync.state += compared - planned;
+        sync.write += compared.elapsed();
+        sync.service_ports += plan.service_ports.len();
+        sync.writes += result.writes.len();
+        // What begins is not told one by one.
+        if self.synced {
+            sync.changes.extend(result.changes);
+        }
+        Ok(())
     }
 
     fn observe(&mut self, begun: Instant, kind: SyncKind) {
@@ -257,11 +285,34 @@ fn adopt(maps: &Maps) -> Result<State> {
     Ok(state)
 }
 
-fn log_change(change: &ServicePortChange, duration_ms: f64) {
-    match change {
-        ServicePortChange::Backends { name, added, removed, backends } => {
-            info!(service_port = %name, added, removed, backends, duration_ms, "backends changed");
+/// What bringing the maps up to date came to.
+#[derive(Default)]
+struct Sync {
+    plan: Duration,
+    state: Duration,
+    write: Duration,
+    service_ports: usize,
+    writes: usize,
+    changes: Vec<ServicePortChange>,
+}
+
+impl Sync {
+    fn log(&self, whole: bool) {
+        let ms = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        let duration_ms = ms(self.plan + self.state + self.write);
+        if whole {
+            let Self { writes, service_ports, .. } = self;
+            let (plan_ms, state_ms, write_ms) = (ms(self.plan), ms(self.state), ms(self.write));
+            info!(writes, service_ports, duration_ms, plan_ms, state_ms, write_ms, "services applied");
+            return;
         }
-        ServicePortChange::Removed { name } => info!(service_port = %name, "service port removed"),
+        for change in &self.changes {
+            match change {
+                ServicePortChange::Backends { name, added, removed, backends } => {
+                    info!(service_port = %name, added, removed, backends, duration_ms, "backends changed");
+                }
+                ServicePortChange::Removed { name } => info!(service_port = %name, "service port removed"),
+            }
+        }
     }
 }

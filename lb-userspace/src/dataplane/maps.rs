@@ -242,9 +242,12 @@ impl Maps {
         match write {
             Write::Grace => super::wait_for_grace_period(),
             Write::Backend { id, backend } => {
-                self.backend_stats
-                    .set(*id, PerCpuValues::try_from(vec![0; cpus()?])?, 0)
-                    .context("cannot write to BACKEND_STATS")?;
+                // Nothing was counted for an entry that was never used.
+                if backend.generation > 1 {
+                    self.backend_stats
+                        .set(*id, PerCpuValues::try_from(vec![0; cpus()?])?, 0)
+                        .context("cannot write to BACKEND_STATS")?;
+                }
                 let words: [u64; 3] = zerocopy::transmute!(*backend);
                 self.backends.word(*id, 0).store(words[0], Ordering::Relaxed);
                 self.backends.word(*id, 2).store(words[2], Ordering::Relaxed);

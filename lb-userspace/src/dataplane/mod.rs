@@ -5,12 +5,13 @@
 //! - [`Maps`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
 //! - [`attach`]: programs on interfaces.
 //!
-//! All `unsafe` of the agent is in `shared_array` and `grace`.
+//! All `unsafe` of the agent is in `shared_array`, `grace` and `memory`.
 
 pub mod attach;
 mod figures;
 mod grace;
 mod maps;
+mod memory;
 mod object;
 mod pins;
 mod shared_array;
@@ -18,6 +19,7 @@ mod shared_array;
 pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
+pub(crate) use memory::give_memory_back;
 pub use object::{Handover, OBJECT, Object, Settings};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};

@@ -29,8 +29,9 @@ use watch::Watch;
 
 /// Neither headless objects nor those of another proxy are ever sent.
 const NOT_OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
-/// Events that wait for the agent, so that a list is not held in memory twice.
-const QUEUE: usize = 1024;
+/// Events that may wait for the agent: the lists of a large cluster come while it still loads its programs. They hold objects
+/// that go into the model as they are, so that waiting takes little memory.
+const QUEUE: usize = 32_768;
 
 /// What is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
