@@ -380,3 +380,51 @@ fn flags_win_over_environment_over_file_over_defaults() {
         }
     }
 }
+
+#[test]
+fn a_clock_that_jumps_a_day_forth_and_two_back_disturbs_nothing() {
+    needs_root!();
+    let lab = Lab::builder().node("node1", Topology::Routed, ["client", "backend"]).api().build().unwrap();
+    let _server = lab.pod("backend").http_server(8080).unwrap();
+    let web = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80);
+    lab.api().apply(&web).unwrap();
+    let clock = lab.directory().join("clock");
+    fs::write(&clock, "+0").unwrap();
+    let node = lab.node("node1");
+    let agent = node
+        .spawn_agent_in(
+            &[
+                ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
+                ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
+                ("FAKETIME_NO_CACHE", "1"),
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ],
+            &[],
+        )
+        .unwrap();
+    agent.wait_until_ready().unwrap();
+    let now = |node| -> String {
+        let answer = get(node, HEALTHZ, "/healthz").unwrap();
+        assert_eq!(answer.code, 200, "{}", answer.body);
+        serde_json::from_str::<Value>(&answer.body).unwrap()["currentTime"].as_str().unwrap().to_owned()
+    };
+    let mut days = vec![now(node)];
+    for (jump, port) in [("+86400", 8080), ("-172800", 8081), ("+0", 8080)] {
+        fs::write(&clock, jump).unwrap();
+        let slice = EndpointSliceManifest::new("default", "web")
+            .set("/metadata/annotations/endpoints.kubernetes.io~1last-change-trigger-time", "2030-01-01T00:00:00Z")
+            .port("http", Tcp, port)
+            .pods([lab.pod("backend")]);
+        lab.api().apply(&slice).unwrap();
+        node.wait_for(&["backend", "list"], "the change is applied", |list| {
+            list.to_string().contains(&format!(":{port}\""))
+        })
+        .unwrap();
+        days.push(now(node));
+    }
+    http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).unwrap();
+    assert!(days[1] > days[0] && days[2] < days[0], "the clock did not jump: {days:?}");
+    let text = get(node, METRICS, "/metrics").unwrap().body;
+    assert!(series(&text, "kubeproxy_network_programming_duration_seconds_sum{ip_family=\"IPv4\"}") >= 0.0);
+    assert!(!agent.log().contains(" WARN ") && !agent.log().contains(" ERROR "), "{}", agent.log());
+}

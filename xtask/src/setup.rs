@@ -46,13 +46,14 @@ impl Need {
 /// A program that we run, the Debian package it comes in, and what for.
 type Program = (&'static str, &'static str, &'static str);
 
-const LAB: [Program; 7] = [
+const LAB: [Program; 8] = [
     ("ip", "iproute2", "network namespaces, interfaces and routes of the lab"),
     ("bpftool", "bpftool", "reads the pinned maps and programs"),
     ("tcpdump", "tcpdump", "keeps the packets of a failing test"),
     ("curl", "curl", "asks the demo's services by hand"),
     ("ethtool", "ethtool", "switches the checksum offloads of the lab's interfaces"),
     ("kubectl", "kubernetes-client", "reads the lab's API server as people do"),
+    ("faketime", "faketime", "lets the clock of an agent jump"),
     ("nft", "nftables", "rules as kube-proxy has them, to migrate from"),
 ];
 const KERNELS: [Program; 4] = [

@@ -123,7 +123,13 @@ impl Node {
 
     /// The same without waiting.
     pub fn spawn_agent_with(&self, arguments: &[&str]) -> Result<Agent> {
+        self.spawn_agent_in(&[], arguments)
+    }
+
+    /// The same with variables in the agent's environment.
+    pub fn spawn_agent_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Agent> {
         let mut command = self.namespace.command(agent::binary()?);
+        command.envs(environment.iter().copied());
         command.arg("agent");
         if !arguments.contains(&"--bpffs") {
             command.arg("--bpffs").arg(&self.bpffs);
