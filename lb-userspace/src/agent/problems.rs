@@ -30,6 +30,7 @@ pub(super) enum About {
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     standing: BTreeMap<About, Vec<String>>,
+    count: usize,
 }
 
 impl Problems {
@@ -39,11 +40,12 @@ impl Problems {
             true => self.standing.remove(&about).unwrap_or_default(),
             false => self.standing.insert(about.clone(), problems.clone()).unwrap_or_default(),
         };
+        self.count = self.count + problems.len() - before.len();
+        // A server that cannot be reached is told once, not for each kind of object.
         let stands = |problem: &&String| {
-            let elsewhere = self.standing.iter().filter(|(other, _)| **other != about);
+            let elsewhere = self.api().filter(|(other, _)| **other != about);
             elsewhere.flat_map(|(_, problems)| problems).any(|other| other == *problem)
         };
-        // A server that cannot be reached is told once, not for each kind of object.
         for problem in problems.iter().filter(|problem| !before.contains(problem) && !stands(problem)) {
             warn!("{problem}");
         }
@@ -52,9 +54,13 @@ impl Problems {
         }
     }
 
+    fn api(&self) -> impl Iterator<Item = (&About, &Vec<String>)> {
+        self.standing.range(About::Api(kube::Kind::Services)..=About::Api(kube::Kind::Node))
+    }
+
     /// How many stand.
-    pub(super) fn count(&self) -> usize {
-        self.standing.values().map(Vec::len).sum()
+    pub(super) const fn count(&self) -> usize {
+        self.count
     }
 
     /// The Services for which planning has met with problems.
@@ -67,7 +73,9 @@ impl Problems {
 
     /// The Services for which there was no room.
     pub(super) fn without_room(&self) -> impl Iterator<Item = &ObjectName> {
-        self.standing.keys().filter_map(|about| match about {
+        // The last of all kinds.
+        let least = About::Room(ObjectName { namespace: "".into(), name: "".into() });
+        self.standing.range(least..).filter_map(|(about, _)| match about {
             About::Room(service) => Some(service),
             _ => None,
         })

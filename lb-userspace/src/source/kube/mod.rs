@@ -18,6 +18,7 @@ use crate::observe::Metrics;
 use crate::source::convert::{self, Converted};
 
 mod client;
+mod failure;
 mod node;
 mod sweep;
 mod watch;
