@@ -86,6 +86,9 @@ fn run(size: &Size) -> Result<()> {
     Ok(())
 }
 
+/// One of the durations of a start.
+type Part = fn(&Start) -> Duration;
+
 /// Starts agents on a node without maps, and on one whose maps hold all already.
 fn starts(title: &str, cluster: &Cluster, size: &Size) -> Result<()> {
     let (mut fresh, mut again) = (Vec::new(), Vec::new());
@@ -102,7 +105,7 @@ fn starts(title: &str, cluster: &Cluster, size: &Size) -> Result<()> {
     }
     for (what, starts) in [("first start", fresh), ("restart", again)] {
         println!("{title}, {what}");
-        let parts: [(&str, fn(&Start) -> Duration); 6] = [
+        let parts: [(&str, Part); 6] = [
             ("all programmed", |start| start.all),
             ("lists complete", |start| start.listed),
             ("plan", |start| start.plan),
@@ -146,7 +149,7 @@ fn inside_agent(cluster: &Cluster) -> Result<Vec<(f64, f64)>> {
 /// The least bound that `percent` of what was counted between the two stay below.
 fn bound(before: &[(f64, f64)], after: &[(f64, f64)], percent: f64) -> Option<Duration> {
     let mut counts = before.iter().zip(after).map(|((le, before), (_, after))| (*le, after - before));
-    let all = counts.clone().last()?.1;
+    let all = counts.clone().next_back()?.1;
     let (le, _) = counts.find(|(_, count)| *count >= all * percent / 100.0)?;
     Duration::try_from_secs_f64(le).ok()
 }
