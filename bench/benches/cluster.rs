@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use viaduct_bench::cluster::{Cluster, ENDPOINTS, Start};
 use viaduct_bench::process::{Memory, cpu_time, maps, mib};
 use viaduct_bench::spread::Spread;
@@ -24,7 +24,8 @@ struct Size {
 }
 
 const FULL: Size = Size { services: 10_000, starts: 5, changes: 1000, period: Duration::from_secs(10) };
-const QUICK: Size = Size { services: 200, starts: 1, changes: 20, period: Duration::from_millis(300) };
+/// More than the agent writes at a time.
+const QUICK: Size = Size { services: 300, starts: 1, changes: 20, period: Duration::from_millis(300) };
 /// Other slices that change meanwhile.
 const CHANGES_PER_SECOND: u32 = 100;
 
@@ -69,13 +70,13 @@ fn run(size: &Size) -> Result<()> {
     println!("processor at rest          {:.1} % of one core", busy(&agent, size.period)?);
     let churn = cluster.while_changing(CHANGES_PER_SECOND, || busy(&agent, size.period))?;
     println!("processor, {CHANGES_PER_SECOND} changes/s   {churn:.1} % of one core");
-    let (before, counted) = (metric(&cluster), size.changes);
-    let seen = cluster.while_changing(CHANGES_PER_SECOND, || cluster.changes_seen(counted))?;
+    let before = inside_agent(&cluster)?;
+    let seen = cluster.while_changing(CHANGES_PER_SECOND, || cluster.changes_seen(size.changes))?;
+    let after = inside_agent(&cluster)?;
+    let at_most = |percent| bound(&before, &after, percent).context("the agent has counted no changes");
     println!("change until a connection  {}", Spread::of(seen.changes));
     println!("  a connection by itself   {}", Spread::of(seen.connections));
-    if let (Some(before), Some(after)) = (before, metric(&cluster)) {
-        println!("  of it inside the agent   {:.2?} on average", (after.0 - before.0).div_f64(after.1 - before.1));
-    }
+    println!("  of it inside the agent   median below {:.1?}, p99 below {:.1?}", at_most(50.0)?, at_most(99.0)?);
     println!("memory after the changes   {}\n", Memory::of(agent.pid())?);
     let maps = maps(cluster.node().bpffs())?;
     let all = maps.iter().map(|(_, kib)| kib).sum();
@@ -84,6 +85,9 @@ fn run(size: &Size) -> Result<()> {
     ensure!(agent.stop()?.status.success(), "the agent failed in the end");
     Ok(())
 }
+
+/// One of the durations of a start.
+type Part = fn(&Start) -> Duration;
 
 /// Starts agents on a node without maps, and on one whose maps hold all already.
 fn starts(title: &str, cluster: &Cluster, size: &Size) -> Result<()> {
@@ -101,7 +105,7 @@ fn starts(title: &str, cluster: &Cluster, size: &Size) -> Result<()> {
     }
     for (what, starts) in [("first start", fresh), ("restart", again)] {
         println!("{title}, {what}");
-        let parts: [(&str, fn(&Start) -> Duration); 6] = [
+        let parts: [(&str, Part); 6] = [
             ("all programmed", |start| start.all),
             ("lists complete", |start| start.listed),
             ("plan", |start| start.plan),
@@ -126,15 +130,26 @@ fn busy(agent: &Agent, period: Duration) -> Result<f64> {
     Ok((cpu_time(agent.pid())? - before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0)
 }
 
-/// What the agent itself has measured of changes: their time and number.
-fn metric(cluster: &Cluster) -> Option<(Duration, f64)> {
+/// What the agent itself has measured of changes so far: how many took so many seconds at most.
+fn inside_agent(cluster: &Cluster) -> Result<Vec<(f64, f64)>> {
     let mut answer = String::new();
-    cluster.node().namespace().run(|| {
-        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 10249))).ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
-        stream.read_to_string(&mut answer).ok()
+    cluster.node().namespace().run(|| -> Result<_> {
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 10249)))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+        Ok(stream.read_to_string(&mut answer)?)
     })?;
-    let value = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name))?.trim().parse::<f64>().ok();
-    let seconds = value("viaduct_endpoint_change_duration_seconds_sum ")?;
-    Some((Duration::from_secs_f64(seconds), value("viaduct_endpoint_change_duration_seconds_count ")?))
+    let bucket = |line: &str| {
+        let (le, count) =
+            line.strip_prefix("viaduct_endpoint_change_duration_seconds_bucket{le=\"")?.split_once("\"} ")?;
+        Some((le.replace("+Inf", "inf").parse().ok()?, count.trim().parse().ok()?))
+    };
+    Ok(answer.lines().filter_map(bucket).collect())
+}
+
+/// The least bound that `percent` of what was counted between the two stay below.
+fn bound(before: &[(f64, f64)], after: &[(f64, f64)], percent: f64) -> Option<Duration> {
+    let mut counts = before.iter().zip(after).map(|((le, before), (_, after))| (*le, after - before));
+    let all = counts.clone().next_back()?.1;
+    let (le, _) = counts.find(|(_, count)| *count >= all * percent / 100.0)?;
+    Duration::try_from_secs_f64(le).ok()
 }
