@@ -153,7 +153,7 @@ fn while_the_api_server_is_away_services_go_on_and_what_has_changed_follows_its_
 }
 
 #[test]
-fn a_change_that_nobody_waited_for_reaches_every_node_within_a_second() {
+fn a_change_reaches_every_node_within_seconds() {
     needs_root!();
     let cluster = Cluster::with_web(&["near1"]);
     cluster.leads_to("client1", WEB, Tcp, &["near1"]);
@@ -164,7 +164,7 @@ fn a_change_that_nobody_waited_for_reaches_every_node_within_a_second() {
         cluster.apply(&cluster.slice("web", &pods));
         cluster.leads_to("client1", WEB, Tcp, &pods);
         cluster.leads_to("client2", WEB, Tcp, &pods);
-        assert!(begun.elapsed() < viaduct_tests::scaled(Duration::from_secs(1)), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < viaduct_tests::scaled(Duration::from_secs(3)), "{:?}", begun.elapsed());
     }
     cluster.tcp("client1", WEB, &["near1"]);
 }
