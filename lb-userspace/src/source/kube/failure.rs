@@ -1,0 +1,77 @@
+//! What an error of kube's watcher means, and how it is told.
+
+use std::error::Error as _;
+
+use kube::runtime::watcher;
+
+use super::Kind;
+
+/// A server without streaming lists calls the request invalid.
+pub(super) fn lacks_streaming_lists(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 400 | 422),
+        _ => false,
+    }
+}
+
+/// The version is too old, or newer than the server's own: its store was replaced, by an old backup for instance. kube's
+/// watcher would ask for it again and again.
+pub(super) fn is_version_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+            status.code == 410 || status.code == 504 && status.message.contains("Too large resource version")
+        }
+        _ => false,
+    }
+}
+
+/// The server has compacted its history, or ended a watch: part of life, and what follows is a new list or watch.
+pub(super) fn is_routine(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchError(status) => status.code == 410,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
+    }
+}
+
+/// One line that says what is wrong and what to do.
+pub(super) fn explain(error: &watcher::Error, kind: Kind, server: &str) -> String {
+    let resource = kind.resource();
+    let status = match error {
+        watcher::Error::WatchError(status) => Some(&**status),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(&**status),
+        _ => None,
+    };
+    let what = match status {
+        Some(status) if status.code == 401 => {
+            "refuses the credentials (401): the token has expired or is not for this server; give a valid one".into()
+        }
+        Some(status) if status.code == 403 => {
+            format!("forbids to list and watch {resource} (403): give this user the role of deploy/")
+        }
+        Some(status) => format!("cannot list {resource}: {} ({})", status.message, status.code),
+        None => format!("cannot be asked: {}", causes(error)),
+    };
+    format!("API server {server}: {what}; serving what was known, and trying again")
+}
+
+/// An error with its causes, each said once.
+fn causes(error: &watcher::Error) -> String {
+    let mut text = String::new();
+    let mut next: Option<&dyn std::error::Error> = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        let cause_text = cause_text.trim_start_matches("ServiceError: ");
+        if !text.contains(cause_text) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(cause_text);
+        }
+        next = cause.source();
+    }
+    if text.is_empty() { error.to_string() } else { text }
+}
