@@ -46,6 +46,13 @@ impl<'a> Endpoints<'a> {
         }
     }
 
+    /// All that serve, wherever they are, but for the chosen ones.
+    pub(super) fn lingering(&self, chosen: &[Backend]) -> Vec<SocketAddr> {
+        let is_chosen = |address: &SocketAddr| chosen.binary_search_by_key(address, |backend| backend.address).is_ok();
+        let serving = self.all.iter().filter(|(_, endpoint)| endpoint.ready || endpoint.serving);
+        serving.map(|&(address, _)| address).filter(|address| !is_chosen(address)).collect()
+    }
+
     /// Of the endpoints within reach: the ready ones that are preferred; if none is ready, those that are terminating and
     /// still serving, since a connection to a pod that shuts down is better than none.
     fn usable(&self, reach: impl Fn(&Endpoint) -> bool, preferred: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {

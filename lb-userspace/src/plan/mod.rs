@@ -65,6 +65,9 @@ pub struct ServicePortPlan {
     pub frontends: BTreeSet<Frontend>,
     /// Who answers; in order of address, each address once.
     pub backends: Vec<Backend>,
+    /// Endpoints that serve but get no new flows (they terminate, or a policy or hints exclude them now), in order: UDP flows
+    /// that are theirs stay with them. TCP connections do so anyway.
+    pub lingering: Vec<SocketAddr>,
     /// What becomes of clients while there are no backends.
     pub when_empty: WhenEmpty,
     /// How long a client stays with its backend after its last new connection; `None` without session affinity.
@@ -221,8 +224,13 @@ fn plan_port(
             family: addresses.family,
             endpoints,
         };
+        let lingering = match port.protocol {
+            Protocol::Udp => available.lingering(&backends),
+            _ => Vec::new(),
+        };
         let (affinity, source_ranges) = (service.affinity, addresses.source_ranges.clone());
-        service_ports.insert(name, ServicePortPlan { frontends, backends, when_empty, affinity, source_ranges });
+        let plan = ServicePortPlan { frontends, backends, lingering, when_empty, affinity, source_ranges };
+        service_ports.insert(name, plan);
     }
 }
 

@@ -18,7 +18,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
@@ -142,7 +142,10 @@ pub struct State {
 struct ServicePort {
     id: u32,
     slots: SlotRange,
+    /// Those in the slots.
     backends: BTreeMap<SocketAddrV4, u32>,
+    /// Those that may keep the flows they have.
+    lingering: BTreeMap<SocketAddrV4, u32>,
     /// The frontends that lead here.
     frontends: Vec<FrontendKey4>,
     /// Whether this process has filled the slots, or compared them.
@@ -261,7 +264,12 @@ impl State {
     /// A difference (an agent was killed between two writes) makes the next [`State::reconcile`] write them anew.
     pub fn verify(&mut self, read: impl Fn(SlotRange) -> Vec<u32>) {
         for port in self.service_ports.values_mut().filter(|port| !port.verified) {
-            port.verified = reconcile::slot_ids(&port.backends) == read(port.slots);
+            let ids = read(port.slots);
+            let in_slots: HashSet<u32> = ids.iter().copied().collect();
+            let is_lingering = |id: &u32| !in_slots.contains(id);
+            port.lingering.extend(port.backends.iter().filter(|(_, id)| is_lingering(id)));
+            port.backends.retain(|_, id| !is_lingering(id));
+            port.verified = reconcile::slot_ids(&port.backends) == ids;
         }
     }
 

@@ -102,6 +102,10 @@ pub(super) fn slot_ids(backends: &BTreeMap<SocketAddrV4, u32>) -> Vec<u32> {
 }
 
 impl ServicePort {
+    fn id_of(&self, address: &SocketAddrV4) -> Option<u32> {
+        self.backends.get(address).or_else(|| self.lingering.get(address)).copied()
+    }
+
     /// Whether some frontend will not lead here any more. UDP flows that came by it must not go on, so all backends get new
     /// ids: a flow asks its backend whether it is current, not its frontend, which costs more.
     fn loses_frontend(&self, wanted: &ServicePortPlan) -> bool {
@@ -205,12 +209,19 @@ impl State {
     ) -> Result<(), Resource> {
         let writes = &mut result.writes;
         let addresses: Vec<SocketAddrV4> = wanted.backends.iter().filter_map(v4).collect();
-        let present = self.service_ports.get(name);
-        if !renew && present.is_some_and(|port| port.verified && port.backends.keys().eq(addresses.iter())) {
+        let stays = |address: &SocketAddrV4| !renew && wanted.lingering.binary_search(&(*address).into()).is_ok();
+        let present = self.service_ports.get_mut(name);
+        if let Some(port) = present
+            && !renew
+            && port.verified
+            && port.backends.keys().eq(addresses.iter())
+        {
+            let gone: Vec<_> = port.lingering.extract_if(.., |address, _| !stays(address)).collect();
+            gone.into_iter().for_each(|(_, id)| self.retire_backend(id, removals));
             return Ok(());
         }
-        let is_added =
-            |address: &&SocketAddrV4| renew || present.is_none_or(|port| !port.backends.contains_key(*address));
+        let present = self.service_ports.get(name);
+        let is_added = |address: &&SocketAddrV4| renew || present.is_none_or(|port| port.id_of(address).is_none());
         let added = addresses.iter().filter(is_added).count();
         let label = label(name).ok_or(Resource::Name)?;
         let is_new = present.is_none();
@@ -225,9 +236,10 @@ impl State {
         };
         let mut backends = BTreeMap::new();
         for address in addresses {
-            let present = port.backends.get(&address).filter(|_| !renew).copied();
+            let present = port.id_of(&address).filter(|_| !renew);
             if present.is_some() {
                 port.backends.remove(&address);
+                port.lingering.remove(&address);
             }
             let id = match present {
                 Some(id) => id,
@@ -249,8 +261,13 @@ impl State {
             removed: removed.len(),
             backends: port.backends.len(),
         });
-        for id in removed.into_values() {
-            self.retire_backend(id, removals);
+        let left = std::mem::take(&mut port.lingering).into_iter().chain(removed);
+        for (address, id) in left {
+            if stays(&address) {
+                port.lingering.insert(address, id);
+            } else {
+                self.retire_backend(id, removals);
+            }
         }
         self.retire_slots(std::mem::replace(&mut port.slots, slots));
         port.verified = true;
@@ -328,7 +345,7 @@ impl State {
         let Some(port) = self.service_ports.remove(name) else { return false };
         // Its frontends are not in the plan either: they are removed before what is listed here.
         self.retire_id(port.id, removals);
-        for id in port.backends.into_values() {
+        for id in port.backends.into_values().chain(port.lingering.into_values()) {
             self.retire_backend(id, removals);
         }
         self.retire_slots(port.slots);

@@ -136,6 +136,16 @@ fn plan(services: &[(&str, u16, &[u8])]) -> Plan {
     plan
 }
 
+/// Endpoints of all service ports that serve but are not chosen.
+fn with_lingering(mut plan: Plan, lingering: &[u8]) -> Plan {
+    let address = |&last: &u8| SocketAddr::from(([10, 244, 0, last], 8080));
+    for port in plan.service_ports.values_mut() {
+        let is_chosen = |address: &SocketAddr| port.backends.iter().any(|backend| backend.address == *address);
+        port.lingering = lingering.iter().map(address).filter(|address| !is_chosen(address)).collect();
+    }
+    plan
+}
+
 fn expected(plan: &Plan) -> BTreeMap<String, Vec<SocketAddr>> {
     let mut expected = BTreeMap::new();
     for port in plan.service_ports.values() {
@@ -188,6 +198,30 @@ fn one_more_endpoint_costs_one_backend_one_range_and_one_store() {
         ),
         "{writes:?}"
     );
+}
+
+#[test]
+fn a_backend_that_lingers_stays_the_same_one_and_is_in_no_slot() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    apply(&mut state, &mut kernel, &plan(&[("dns", 53, &[1, 2])]));
+    let first = kernel.backends[&0];
+    for restart in [false, true] {
+        let lingering = with_lingering(plan(&[("dns", 53, &[2, 3])]), &[1, 4]);
+        apply(&mut state, &mut kernel, &lingering);
+        assert_eq!(kernel.backends[&0], first, "its flows go on");
+        assert_eq!(kernel.served(), expected(&lingering));
+        assert_eq!(kernel.backends.len(), 3, "4 never had a flow");
+        if restart {
+            state = kernel.adopt();
+            assert_eq!(state.reconcile(&lingering).writes, []);
+        }
+        // It comes back, and its flows never noticed.
+        apply(&mut state, &mut kernel, &plan(&[("dns", 53, &[1, 2, 3])]));
+        assert_eq!(kernel.backends[&0], first);
+    }
+    apply(&mut state, &mut kernel, &with_lingering(plan(&[("dns", 53, &[2, 3])]), &[1]));
+    let writes = apply(&mut state, &mut kernel, &plan(&[("dns", 53, &[2, 3])]));
+    assert_eq!(writes, [Write::RemoveBackend { id: 0 }], "it serves no more");
 }
 
 #[test]
@@ -299,12 +333,13 @@ fn any_plan() -> impl Strategy<Value = Plan> {
 proptest! {
     #[test]
     fn whatever_the_plans_the_maps_follow_and_no_packet_sees_a_half_made_update(
-        plans in prop::collection::vec((any_plan(), any::<[bool; 3]>()), 1..12),
+        plans in prop::collection::vec((any_plan(), any::<[bool; 3]>(), prop::sample::subsequence(vec![1, 2, 3, 4, 5], 0..3)), 1..12),
     ) {
         let mut kernel = Kernel::default();
         let mut state = kernel.adopt();
         let mut before = Plan::default();
-        for (plan, [grace, restart, whole]) in plans {
+        for (plan, [grace, restart, whole], lingering) in plans {
+            let plan = with_lingering(plan, &lingering);
             if whole {
                 apply(&mut state, &mut kernel, &plan);
             } else {

@@ -1,7 +1,9 @@
 //! Section 9: what becomes of flows when their endpoint goes.
 
+use serde_json::{Value, json};
 use viaduct_tests::Protocol::Udp;
-use viaduct_tests::{EndpointSliceManifest, HttpConnection, ServiceManifest, needs_root};
+use viaduct_tests::deadline::SYNC;
+use viaduct_tests::{EndpointSliceManifest, HttpConnection, ServiceManifest, needs_root, wait_until};
 
 use crate::cluster::{Cluster, asked, at, udp_socket};
 
@@ -42,6 +44,33 @@ fn a_udp_flow_follows_the_backend_that_replaces_its_own_and_stays_while_its_own_
     cluster.apply(&endpoints(&cluster, 5353, &["far1"]));
     cluster.leads_to("client1", DNS, Udp, &["far1"]);
     assert_eq!(asked(&socket), "far1");
+}
+
+#[test]
+fn a_udp_flow_stays_with_an_endpoint_that_serves_though_new_ones_go_elsewhere() {
+    needs_root!();
+    let cluster = Cluster::new();
+    cluster.apply(&dns());
+    cluster.apply(&endpoints(&cluster, 5353, &["near1"]));
+    cluster.leads_to("client1", DNS, Udp, &["near1"]);
+    let socket = udp_socket(cluster.client("client1"), DNS);
+    assert_eq!(asked(&socket), "near1");
+
+    let terminating = cluster.endpoint("near1").conditions(false, true, true);
+    cluster.apply(&endpoints(&cluster, 5353, &["far1"]).endpoint(terminating));
+    cluster.leads_to("client1", DNS, Udp, &["far1"]);
+    assert_eq!(asked(&socket), "near1", "it terminates");
+
+    let elsewhere = json!([{ "name": "another-zone" }]);
+    let here = json!([{ "name": "lab" }]);
+    let hinted = |pod, zone: &Value| cluster.endpoint(pod).set("/hints/forZones", zone.clone());
+    cluster
+        .apply(&endpoints(&cluster, 5353, &[]).endpoint(hinted("near1", &elsewhere)).endpoint(hinted("far1", &here)));
+    cluster.leads_to("client1", DNS, Udp, &["far1"]);
+    assert_eq!(asked(&socket), "near1", "hints lead elsewhere");
+
+    cluster.apply(&endpoints(&cluster, 5353, &["far1"]));
+    wait_until("it is gone", SYNC, || (asked(&socket) == "far1").then_some(())).unwrap();
 }
 
 #[test]

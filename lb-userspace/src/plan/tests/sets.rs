@@ -129,3 +129,27 @@ fn an_endpoint_that_moves_between_slices_is_not_lost_on_the_way() {
     model.delete_slice(&ObjectName::new("", "b"));
     assert_eq!(lines(&plan(&model)), ["default/web:http/TCP 10.0.0.1:80 -> refused"]);
 }
+
+#[test]
+fn udp_flows_may_stay_with_every_endpoint_that_serves() {
+    for (policy, endpoints, expected) in [
+        (TrafficPolicy::Cluster, &["10.1.0.1 RS", "10.1.0.2 ST"][..], &["10.1.0.2:53"][..]),
+        (TrafficPolicy::Cluster, &["10.1.0.1 ST", "10.1.0.2 T", "10.1.0.3"], &[]),
+        (TrafficPolicy::Cluster, &["10.1.0.1 RS zones=a", "10.1.0.2 RS zones=b"], &["10.1.0.2:53"]),
+        (
+            TrafficPolicy::Local,
+            &["10.1.0.1 RS @n1", "10.1.0.2 RS @n2", "10.1.0.3 S @n1"],
+            &["10.1.0.2:53", "10.1.0.3:53"],
+        ),
+        (TrafficPolicy::Local, &["10.1.0.2 RS @n2"], &["10.1.0.2:53"]),
+    ] {
+        let mut dns = service("web", &["10.0.0.1"], &[("dns", Udp, 53), ("dns-tcp", Tcp, 53)]);
+        dns.internal_policy = policy;
+        let plan = planned(&[dns], &[slice("s", &[("dns", Udp, 53), ("dns-tcp", Tcp, 53)], endpoints)]);
+        for (name, port) in &plan.service_ports {
+            let lingering: Vec<_> = port.lingering.iter().map(ToString::to_string).collect();
+            let expected = if name.protocol == Udp { expected } else { &[] };
+            assert_eq!(lingering, expected, "{name} of {endpoints:?}");
+        }
+    }
+}
