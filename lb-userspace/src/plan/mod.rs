@@ -138,6 +138,10 @@ pub fn plan(model: &Model) -> Plan {
 pub fn plan_service(model: &Model, name: &ObjectName) -> Plan {
     let Some(service) = model.service(name) else { return Plan::default() };
     let mut problems = Problems::new(service.origin.clone(), format!("Service {name}"));
+    if service.affinity.is_some() {
+        let message = "ClientIP is not kept yet: each connection of a client goes to any endpoint";
+        problems.add("spec.sessionAffinity", message);
+    }
     let mut service_ports = BTreeMap::new();
     for &cluster_ip in &service.cluster_ips {
         let addresses = addresses(service, cluster_ip, &mut problems);
