@@ -41,14 +41,15 @@ pub struct Model {
     slices: BTreeMap<ObjectName, Box<EndpointSlice>>,
     /// Service -> its slices, in order.
     slices_of: BTreeMap<ObjectName, Vec<ObjectName>>,
-    /// Claim -> the Services that make it, in order: the first one gets it.
+    /// Claim -> the Services that make it, in order: the first one gets it, the others only tell whose it is.
     claimants: BTreeMap<Claim, Vec<Claimant>>,
     strings: Shared<str>,
     topologies: Shared<Topology>,
 }
 
-/// Services that want the same frontend are ordered by age, those without a date last, and then by name.
-type Claimant = (i64, ObjectName);
+/// Services that want the same frontend are ordered by age, those without a date last, and then by name. Before all others
+/// comes that whose cluster IP it is: the API server gave it to one Service only, while any Service can name any external IP.
+type Claimant = (bool, i64, ObjectName);
 
 impl Model {
     /// Says which node is served. Looks at all objects if that differs from before, which is rare.
@@ -80,12 +81,13 @@ impl Model {
         self.strings.share(&mut service.name.name);
         service.ports.iter_mut().for_each(|port| self.strings.share(&mut port.name));
         touched.insert(service.name.clone());
-        let claimant = claimant(&service);
-        for claim in claims(&service) {
+        for (claim, claimant) in claims(&service) {
             // There is one nearly always: room for more would be most of the memory.
             let claimants = self.claimants.entry(claim).or_insert_with(|| Vec::with_capacity(1));
             insert(claimants, claimant.clone());
-            touched.extend(claimants.iter().map(|(_, name)| name.clone()));
+            if claimants.first() == Some(&claimant) {
+                touched.extend(claimants.iter().map(|(.., name)| name.clone()));
+            }
         }
         self.services.insert(service.name.clone(), Box::new(service));
         touched
@@ -95,11 +97,12 @@ impl Model {
     pub fn delete_service(&mut self, name: &ObjectName) -> BTreeSet<ObjectName> {
         let Some(service) = self.services.remove(name) else { return BTreeSet::new() };
         let mut touched = BTreeSet::from([name.clone()]);
-        let claimant = claimant(&service);
-        for claim in claims(&service) {
+        for (claim, claimant) in claims(&service) {
             let Some(claimants) = self.claimants.get_mut(&claim) else { continue };
+            if claimants.first() == Some(&claimant) {
+                touched.extend(claimants.iter().map(|(.., name)| name.clone()));
+            }
             remove(claimants, &claimant);
-            touched.extend(claimants.iter().map(|(_, name)| name.clone()));
             if claimants.is_empty() {
                 self.claimants.remove(&claim);
             }
@@ -180,22 +183,23 @@ impl Model {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| Some(&**self.slices.get(name)?))
     }
 
-    /// The Service that gets this frontend: the oldest of those that claim it.
+    /// The Service that gets this frontend: that whose cluster IP it is, or else the oldest of those that claim it.
     #[must_use]
     pub fn owner(&self, claim: &Claim) -> Option<&Service> {
-        let (_, name) = self.claimants.get(claim)?.first()?;
+        let (.., name) = self.claimants.get(claim)?.first()?;
         self.service(name)
     }
 }
 
-fn claimant(service: &Service) -> Claimant {
-    (service.created.unwrap_or(i64::MAX), service.name.clone())
-}
-
-/// What clients dial, on whichever kind of address; possibly with duplicates.
-fn claims(service: &Service) -> impl Iterator<Item = Claim> {
-    let addresses = service.cluster_ips.iter().copied().chain(service.external_addresses());
-    addresses.flat_map(|address| service.ports.iter().map(move |port| (address, port.port.get(), port.protocol)))
+/// What clients dial, on whichever kind of address.
+fn claims(service: &Service) -> impl Iterator<Item = (Claim, Claimant)> {
+    let cluster_ips = service.cluster_ips.iter().map(|&address| (address, false));
+    let addresses = cluster_ips.chain(service.external_addresses().map(|address| (address, true)));
+    let age = service.created.unwrap_or(i64::MAX);
+    addresses.flat_map(move |(address, is_external)| {
+        let claimant = (is_external, age, service.name.clone());
+        service.ports.iter().map(move |port| ((address, port.port.get(), port.protocol), claimant.clone()))
+    })
 }
 
 /// Adds to a sorted list, unless it is there.

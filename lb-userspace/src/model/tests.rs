@@ -120,7 +120,18 @@ fn external_addresses_are_claims_in_the_families_of_the_service() {
     assert_eq!(model.apply_service(service("c", "198.51.100.1", None)), names(&["a", "c"]));
     assert_eq!(model.apply_service(service("d", "2001:db8::1", None)), names(&["d"]));
     assert_eq!(model.apply_service(service("e", "10.0.0.9", None)), names(&["e"]));
-    assert_eq!(model.delete_service(&name("a")), names(&["a", "b", "c"]));
+    assert_eq!(model.delete_service(&name("a")), names(&["a"]), "to the others it was nothing");
+}
+
+#[test]
+fn a_service_that_gets_no_claimed_frontend_touches_itself_alone() {
+    let mut model = Model::default();
+    model.apply_service(service("first", "10.0.0.1", Some(1)));
+    for second in ["second", "third"] {
+        assert_eq!(model.apply_service(service(second, "10.0.0.1", Some(2))), names(&[second]));
+    }
+    assert_eq!(model.delete_service(&name("third")), names(&["third"]));
+    assert_eq!(model.delete_service(&name("first")), names(&["first", "second"]));
 }
 
 #[test]

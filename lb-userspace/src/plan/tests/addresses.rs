@@ -161,6 +161,21 @@ fn external_addresses_are_claimed_like_cluster_ips() {
 }
 
 #[test]
+fn a_cluster_ip_is_its_services_whoever_else_has_named_it_as_an_external_ip_before() {
+    let mut other = service("other", &["10.0.0.9"], &[("http", Tcp, 80)]);
+    other.created = Some(1);
+    other.external_ips = addresses(&["10.0.0.1"]);
+    let mut victim = web();
+    victim.created = Some(2);
+    let plan = planned(&[other, victim], &[slice("s", &[("http", Tcp, 8080)], &["10.1.0.1 RS"])]);
+    assert_eq!(
+        lines(&plan),
+        ["default/other:http/TCP 10.0.0.9:80 -> refused", "default/web:http/TCP 10.0.0.1:80 -> 10.1.0.1:8080"]
+    );
+    assert!(problems(&plan)[0].starts_with("Service default/other: spec.externalIPs: 10.0.0.1:80/TCP already belongs"));
+}
+
+#[test]
 fn session_affinity_applies_to_every_address_of_a_service() {
     let mut service =
         Service { internal_policy: TrafficPolicy::Local, affinity: Some(Duration::from_secs(5)), ..web() };
