@@ -13,8 +13,8 @@ use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Origin, Problems
 
 /// Endpoints that the API allows in one slice.
 pub const MAX_ENDPOINTS: usize = 1000;
-/// Ports that the API allows in one slice.
-pub const MAX_PORTS: usize = 100;
+/// Ports that the API allows in one slice: a slice has all ports of its Service, which may have any number.
+pub const MAX_PORTS: usize = 20_000;
 
 /// Joins a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

@@ -386,10 +386,10 @@ fn slices_beyond_the_limits_of_the_api_are_refused() {
     let endpoints = |count| json!({"endpoints": vec![json!({"addresses": ["10.1.0.1"]}); count]});
     let ports = |count| json!({"ports": vec![json!({"port": 80}); count]});
     assert_eq!(served(converted_slice(endpoints(1000))).0.endpoints.len(), 1000);
-    assert_eq!(served(converted_slice(ports(100))).0.ports.len(), 100);
+    assert_eq!(served(converted_slice(ports(20_000))).0.ports.len(), 20_000);
     for (patch, expected) in [
         (endpoints(1001), "endpoints: 1001 are too many; at most 1000 fit in one slice: split it"),
-        (ports(101), "ports: 101 are too many; at most 100 fit in one slice: split it"),
+        (ports(20_001), "ports: 20001 are too many; at most 20000 fit in one slice: split it"),
         (json!({"addressType": null}), "addressType: is missing; use IPv4 or IPv6"),
         (json!({"addressType": "ipv4"}), "addressType: \"ipv4\" is not an address type; use IPv4 or IPv6"),
     ] {
