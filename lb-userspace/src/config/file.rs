@@ -1,5 +1,6 @@
 //! The configuration file: YAML, a mapping whose keys are the flags in camelCase.
 
+use std::any::TypeId;
 use std::error::Error as _;
 use std::fmt::{self, Display};
 use std::fs;
@@ -105,8 +106,13 @@ impl<'de> Deserialize<'de> for Mapping {
 /// A value as it would stand on the command line.
 fn texts(value: &Value, option: &Arg) -> Result<Vec<String>, String> {
     let is_list = option.get_value_delimiter().is_some();
+    let is_text = *option.get_value_parser().type_id() == TypeId::of::<String>();
     let one = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
+        // 007 and 1e3 are names of nodes too, and would not come out as they are written.
+        Value::Number(number) if is_text && !is_list => {
+            Err(format!("is the number {number}; put quotes around it if it is a name"))
+        }
         Value::Number(number) => Ok(number.to_string()),
         Value::Bool(word) => Err(format!("is {word}, which no option takes; put quotes around it if it is a name")),
         Value::Null => Err("has no value; give one, or remove the line".to_owned()),

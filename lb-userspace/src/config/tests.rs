@@ -74,6 +74,7 @@ fn each_mistake_in_a_file_is_one_line_with_its_place_and_what_to_do() {
         ("maxFlows: {is: 1}", "FILE:1: maxFlows: is a mapping; give one value"),
         ("maxFlows:", "FILE:1: maxFlows: has no value; give one, or remove the line"),
         ("hostnameOverride: true", "FILE:1: hostnameOverride: is true, which no option takes; "),
+        ("hostnameOverride: 007", "FILE:1: hostnameOverride: is the number 7"),
         ("podInterfaces: []", "FILE:1: podInterfaces: is an empty list; give a value"),
         ("mark: 3", "FILE:1: mark: 3: give one bit of 32, such as 0x1000, or 0"),
         ("handover: both", "FILE:1: handover: \"both\": give none, from-kube-proxy or to-kube-proxy"),

@@ -85,6 +85,23 @@ impl Service {
             .chain(self.load_balancer_ips.iter().filter(move |address| !also_external(address)))
             .copied()
             .filter(move |&address| known(Family::of(address)) && !self.cluster_ips.contains(&address))
+            .filter(|&address| !self.is_left_to_load_balancer(address))
+    }
+
+    /// Who may dial the addresses of the load balancer in one family; empty: everybody.
+    #[must_use]
+    pub fn source_ranges_of(&self, family: Family) -> Vec<IpNet> {
+        let ranges = self.source_ranges.iter().filter(|range| Family::of(range.addr()) == family);
+        let ranges: Vec<_> = ranges.copied().collect();
+        let excludes = IpNet::aggregate(&ranges).iter().all(|range| range.prefix_len() > 0);
+        if excludes { ranges } else { Vec::new() }
+    }
+
+    /// Whether an address of the load balancer is not served here: the data plane cannot tell yet who may pass, so where
+    /// the source ranges exclude anybody the load balancer has to do it.
+    #[must_use]
+    pub fn is_left_to_load_balancer(&self, address: IpAddr) -> bool {
+        self.load_balancer_ips.binary_search(&address).is_ok() && !self.source_ranges_of(Family::of(address)).is_empty()
     }
 }
 

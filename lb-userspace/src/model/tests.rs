@@ -119,6 +119,12 @@ fn external_addresses_are_claims_in_the_families_of_the_service() {
     assert_eq!(model.apply_service(service("b", "203.0.113.1", None)), names(&["a", "b"]));
     assert_eq!(model.apply_service(service("c", "198.51.100.1", None)), names(&["a", "c"]));
     assert_eq!(model.apply_service(service("d", "2001:db8::1", None)), names(&["d"]));
+    // An address that is left to the load balancer is nobody's here.
+    let mut f = service("f", "10.0.0.10", None);
+    f.load_balancer_ips = vec![parse("198.51.100.6")];
+    f.source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    model.apply_service(f);
+    assert_eq!(model.apply_service(service("g", "198.51.100.6", None)), names(&["g"]));
     assert_eq!(model.apply_service(service("e", "10.0.0.9", None)), names(&["e"]));
     assert_eq!(model.delete_service(&name("a")), names(&["a"]), "to the others it was nothing");
 }

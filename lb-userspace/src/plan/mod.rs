@@ -142,6 +142,9 @@ pub fn plan_service(model: &Model, name: &ObjectName) -> Plan {
         let message = "ClientIP is not kept yet: each connection of a client goes to any endpoint";
         problems.add("spec.sessionAffinity", message);
     }
+    if service.cluster_ips.iter().all(|&address| Family::of(address) == Family::V6) {
+        problems.add("spec.ipFamilies", "IPv6 is not served yet");
+    }
     let mut service_ports = BTreeMap::new();
     for &cluster_ip in &service.cluster_ips {
         let addresses = addresses(service, cluster_ip, &mut problems);
@@ -162,32 +165,20 @@ struct Addresses {
 
 /// The policy for internal traffic is about the cluster IP alone, and that for external traffic about clients outside: from
 /// inside, the other addresses lead to all endpoints, wherever they are.
-///
-/// The source ranges apply to clients inside as well. The data plane cannot tell yet who may pass, so where they exclude
-/// anybody the address is left to the load balancer.
 fn addresses(service: &Service, cluster_ip: IpAddr, problems: &mut Problems) -> Addresses {
     let family = Family::of(cluster_ip);
-    let source_ranges = source_ranges(service, family);
     let mut dialled = vec![(cluster_ip, service.internal_policy, "spec.clusterIP")];
     for address in service.external_addresses().filter(|&address| Family::of(address) == family) {
         let by_load_balancer = service.load_balancer_ips.binary_search(&address).is_ok();
-        if by_load_balancer && !source_ranges.is_empty() {
-            let message = "is left to the load balancer: ranges that exclude clients are not enforced here yet";
-            problems.add("spec.loadBalancerSourceRanges", format!("{address} {message}"));
-            continue;
-        }
         let field = if by_load_balancer { "status.loadBalancer.ingress" } else { "spec.externalIPs" };
         dialled.push((address, TrafficPolicy::Cluster, field));
     }
-    Addresses { family, dialled, source_ranges }
-}
-
-/// The ranges of one family; none if they let everybody pass.
-fn source_ranges(service: &Service, family: Family) -> Vec<IpNet> {
-    let ranges = service.source_ranges.iter().filter(|range| Family::of(range.addr()) == family);
-    let ranges: Vec<_> = ranges.copied().collect();
-    let excludes = IpNet::aggregate(&ranges).iter().all(|range| range.prefix_len() > 0);
-    if excludes { ranges } else { Vec::new() }
+    let left = service.load_balancer_ips.iter().filter(|&&address| Family::of(address) == family);
+    for address in left.filter(|&&address| service.is_left_to_load_balancer(address)) {
+        let message = "is left to the load balancer: ranges that exclude clients are not enforced here yet";
+        problems.add("spec.loadBalancerSourceRanges", format!("{address} {message}"));
+    }
+    Addresses { family, dialled, source_ranges: service.source_ranges_of(family) }
 }
 
 /// Plans a port in one family, once for each set of endpoints that some frontend leads to.
