@@ -38,6 +38,8 @@ pub(super) struct Api {
     services: bool,
     slices: bool,
     node_known: bool,
+    /// The Node was waited for long enough.
+    node_late: bool,
     opened: Instant,
     /// When to go on without the Node; none until the lists are complete.
     deadline: Option<Instant>,
@@ -62,6 +64,7 @@ impl Input {
                 services: false,
                 slices: false,
                 node_known: false,
+                node_late: false,
                 opened: Instant::now(),
                 deadline: None,
             })),
@@ -109,7 +112,7 @@ impl Manifests {
 
 impl Api {
     async fn changed(&mut self) {
-        let deadline = self.deadline.filter(|_| !self.node_known);
+        let deadline = self.deadline.filter(|_| !self.node_known && !self.node_late);
         tokio::select! {
             count = self.receiver.recv_many(&mut self.waiting, BATCH) => {
                 // The watching tasks never end by themselves.
@@ -119,7 +122,7 @@ impl Api {
             }
             () = super::sleep_until(deadline) => {
                 info!(node = self.node, "the Node is not known yet: going on without its zone");
-                self.node_known = true;
+                self.node_late = true;
             }
         }
     }
@@ -133,7 +136,7 @@ impl Api {
                 info!(duration_ms = self.opened.elapsed().as_secs_f64() * 1e3, "lists complete");
                 Instant::now() + NODE_PATIENCE
             });
-            if self.node_known {
+            if self.node_known || self.node_late {
                 services.complete();
             }
         }
@@ -155,6 +158,8 @@ impl Api {
                 let (name, object, problems) = split(change, |slice| slice.name.clone());
                 services.problems.set(About::Slice(name.clone()), problems);
                 match object {
+                    // A list that comes again: when it was changed says nothing of this agent.
+                    Object::Present(slice) if services.serves_the_same(&slice) => {}
                     Object::Present(slice) => {
                         services.note_endpoints(received, triggered(&slice));
                         services.change(|model| model.apply_slice(slice));

@@ -10,7 +10,7 @@ use tracing::{error, info};
 use super::problems::{About, Problems};
 use super::{Observed, gauge};
 use crate::dataplane::{Maps, give_memory_back, wait_for_grace_period};
-use crate::model::{self, Family, Model, Node, ObjectName};
+use crate::model::{self, EndpointSlice, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, plan_service};
 use crate::state::{Reconciled, ServicePortChange, State};
@@ -101,6 +101,11 @@ impl Services {
             self.touched.extend(touched);
         }
         count
+    }
+
+    /// Whether this slice is known, and nothing that is served has changed in it.
+    pub(super) fn serves_the_same(&self, slice: &EndpointSlice) -> bool {
+        self.model.slice(&slice.name).is_some_and(|known| known.serves_the_same(slice))
     }
 
     /// Notes a change of endpoints, so that it is known how long it took to become effective.
@@ -201,7 +206,8 @@ impl Services {
 
     fn all(&self) -> BTreeSet<ObjectName> {
         let mut all: BTreeSet<_> = self.model.services().map(|service| service.name.clone()).collect();
-        all.extend(self.problems.planned().chain(self.problems.without_room()).cloned());
+        let noted = self.problems.planned().chain(self.problems.without_room());
+        all.extend(noted.chain(self.without_local.keys()).cloned());
         all
     }
 

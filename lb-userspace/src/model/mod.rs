@@ -178,6 +178,12 @@ impl Model {
         self.services.get(name).map(Box::as_ref)
     }
 
+    /// The slice of this name.
+    #[must_use]
+    pub fn slice(&self, name: &ObjectName) -> Option<&EndpointSlice> {
+        self.slices.get(name).map(Box::as_ref)
+    }
+
     /// The slices of a Service, by their name. The Service itself need not exist.
     pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| Some(&**self.slices.get(name)?))

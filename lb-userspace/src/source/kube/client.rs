@@ -22,6 +22,9 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// Until the head of an answer: a load balancer may take requests for a server that is not there any more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
@@ -60,6 +63,7 @@ pub(super) fn client(config: &Config, metrics: &Metrics, answers: Arc<Notify>) -
             }
             response
         })
+        .timeout(ANSWER_TIMEOUT)
         .map_err(tower::BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(https));
     let counted = metrics.rest(config.cluster_url.authority().map_or("", http::uri::Authority::as_str));

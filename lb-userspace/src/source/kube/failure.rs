@@ -25,6 +25,16 @@ pub(super) fn is_version_gone(error: &watcher::Error) -> bool {
     }
 }
 
+/// An event that cannot be read: which object it is about is not known, and later events lead past it. kube takes what is no
+/// event for a status, whose fields may all be missing.
+pub(super) fn is_unreadable(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,
+        watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 0,
+        _ => false,
+    }
+}
+
 /// The server has compacted its history, or ended a watch: part of life, and what follows is a new list or watch.
 pub(super) fn is_routine(error: &watcher::Error) -> bool {
     match error {
@@ -46,6 +56,7 @@ pub(super) fn explain(error: &watcher::Error, kind: Kind, server: &str) -> Strin
         _ => None,
     };
     let what = match status {
+        _ if is_unreadable(error) => format!("has sent an event of {resource} that cannot be read"),
         Some(status) if status.code == 401 => {
             "refuses the credentials (401): the token has expired or is not for this server; give a valid one".into()
         }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::client::client;
-use super::failure::{explain, is_routine, is_version_gone, lacks_streaming_lists};
+use super::failure::{explain, is_routine, is_unreadable, is_version_gone, lacks_streaming_lists};
 use super::sweep::Sweep;
 use super::{Convert, Event, Kind, Message};
 use crate::model::ObjectName;
@@ -129,8 +129,9 @@ where
             };
             match next {
                 Some(Ok(event)) => {
-                    // The beginning of a list is no sign yet that its end will come.
-                    if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                    // A list is no sign yet that it can be followed: without a pause, a server that calls each version too
+                    // old would be asked for lists without end.
+                    if matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_)) {
                         self.pauses = pauses();
                     }
                     self.take(event, convert).await?;
@@ -146,7 +147,7 @@ where
                         self.pauses = pauses();
                     }
                     sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
-                    if is_version_gone(&error) {
+                    if is_version_gone(&error) || is_unreadable(&error) {
                         return Err(End::VersionGone);
                     }
                 }
