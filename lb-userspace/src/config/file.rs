@@ -106,7 +106,7 @@ impl<'de> Deserialize<'de> for Mapping {
 /// A value as it would stand on the command line.
 fn texts(value: &Value, option: &Arg) -> Result<Vec<String>, String> {
     let is_list = option.get_value_delimiter().is_some();
-    let is_text = *option.get_value_parser().type_id() == TypeId::of::<String>();
+    let is_text = option.get_value_parser().type_id() == TypeId::of::<String>();
     let one = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
         // 007 and 1e3 are names of nodes too, and would not come out as they are written.
