@@ -269,6 +269,10 @@ fn no_fault_of_the_api_server_breaks_a_connection_and_afterwards_the_maps_equal_
             api.delete_named(Kind::Service, "default", &previous).unwrap();
             end();
             cluster.wait_for(&[("web", 2), (&name, 1)]);
+            // Life goes on in between: an agent that has seen nothing but failures tries less and less often.
+            cluster.service(&name, &format!("10.96.3.{number}"));
+            cluster.endpoints(&name, &["backend1", "backend2"]);
+            cluster.wait_for(&[("web", 2), (&name, 2)]);
             previous = name;
         }
     });
@@ -335,7 +339,7 @@ fn an_expired_token_is_told_in_one_line_and_what_was_known_is_served_on() {
     let told: Vec<_> = log.lines().filter(|line| line.contains(" WARN ")).collect();
     assert_eq!(told.len(), 1, "{log}");
     assert!(told[0].contains(
-        "API server https://") && told[0].contains("refuses the credentials (401): the token has expired or is not for this server; give a valid one; serving \
+        "API server https://") && told[0].contains("refuses the credentials (401): token or certificate have expired or are not for this server; give valid ones; serving \
          what was known, and trying again"
     ), "{log}");
     api.set_token("test-token");

@@ -20,7 +20,7 @@ const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 29] = [
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -43,6 +43,7 @@ const NAMES: [&str; 28] = [
     "viaduct_interfaces",
     "viaduct_problems",
     "viaduct_api_errors_total",
+    "viaduct_sync_failures_total",
     "viaduct_shortages",
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",

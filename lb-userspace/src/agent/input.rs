@@ -1,5 +1,6 @@
 //! What the source tells, into the model, and when it has told enough to act on.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
@@ -48,7 +49,7 @@ pub(super) struct Api {
 impl Input {
     /// # Errors
     /// When there is nothing to read from. What goes away later is waited for.
-    pub(super) async fn open(source: &Source, node: &str, metrics: &Metrics) -> Result<Self> {
+    pub(super) async fn open(source: &Source, node: &str, metrics: &Arc<Metrics>) -> Result<Self> {
         match source {
             Source::Manifests(dir) => {
                 // What is not there at all is more likely mistyped than late.
@@ -146,13 +147,16 @@ impl Api {
         match event {
             Event::Service(change) => {
                 let (name, object, problems) = split(change, |service| service.name.clone());
-                services.observed().metrics.services_changed(1);
                 services.problems.set(About::Service(name.clone()), problems);
-                match object {
+                let touched = match object {
                     Object::Present(service) => services.change(|model| model.apply_service(service)),
                     Object::Absent => services.change(|model| model.delete_service(&name)),
                     Object::AsBefore => 0,
                 };
+                // One that was not served before either leaves nothing to do.
+                if touched > 0 {
+                    services.observed().metrics.services_changed(1);
+                }
             }
             Event::Slice(change) => {
                 let (name, object, problems) = split(change, |slice| slice.name.clone());

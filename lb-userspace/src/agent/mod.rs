@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -33,6 +33,9 @@ mod services;
 use coverage::Coverage;
 use input::Input;
 use services::Services;
+
+/// How often the loop goes round without anything to do.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What the maps can hold.
 const FAMILIES: &[Family] = &[Family::V4];
@@ -74,6 +77,7 @@ pub enum Source {
 /// # Errors
 /// When it cannot start. Whatever happens later is logged and tried again.
 pub fn run(options: Options) -> Result<()> {
+    exit_on_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -84,6 +88,15 @@ pub fn run(options: Options) -> Result<()> {
     runtime.spawn(exit_when_told(signal(SignalKind::terminate()).context("cannot handle SIGTERM")?));
     runtime.spawn(exit_when_told(signal(SignalKind::interrupt()).context("cannot handle SIGINT")?));
     runtime.block_on(serve(options))
+}
+
+/// A task that is gone would be missed by nobody: the next agent does better.
+fn exit_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
 }
 
 /// Whatever the agent is doing may be cut short at any point: the next one goes on from what the maps hold.
@@ -104,7 +117,7 @@ async fn serve(options: Options) -> Result<()> {
     let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
     object.pin(&options.pins)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node, observed.clone())?;
-    let mut coverage = Coverage::new(object, options.pins.clone(), observed);
+    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone());
 
     input.read(&mut services);
     services.apply();
@@ -113,7 +126,10 @@ async fn serve(options: Options) -> Result<()> {
     let mut announced = announce(&options, &services, &coverage);
     loop {
         let retry_at = services.retry_at();
+        observed.health.alive();
         tokio::select! {
+            // An idle agent is seen to be alive too.
+            () = tokio::time::sleep(HEARTBEAT) => {}
             () = input.changed() => {
                 input.read(&mut services);
                 services.apply();

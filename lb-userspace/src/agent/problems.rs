@@ -16,6 +16,8 @@ pub(super) enum About {
     Api(kube::Kind),
     /// The Node of this host.
     Node,
+    /// Writing to the maps.
+    Maps,
     /// A Service as the API has it.
     Service(ObjectName),
     /// A slice as the API has it.
@@ -49,7 +51,9 @@ impl Problems {
         for problem in problems.iter().filter(|problem| !before.contains(problem) && !stands(problem)) {
             warn!("{problem}");
         }
-        for problem in before.iter().filter(|problem| !problems.contains(problem) && !stands(problem)) {
+        // Another error of the same server is no recovery.
+        let still_fails = matches!(about, About::Api(_) | About::Maps) && !problems.is_empty();
+        for problem in before.iter().filter(|problem| !still_fails && !problems.contains(problem) && !stands(problem)) {
             info!("no longer a problem: {problem}");
         }
     }

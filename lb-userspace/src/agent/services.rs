@@ -5,18 +5,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::task::JoinHandle;
-use tracing::{error, info};
+use tracing::info;
 
 use super::problems::{About, Problems};
-use super::{Observed, gauge};
+use super::{FAMILIES, Observed, gauge};
 use crate::dataplane::{Maps, give_memory_back, wait_for_grace_period};
 use crate::model::{self, EndpointSlice, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, plan_service};
 use crate::state::{Reconciled, ServicePortChange, State};
 
-/// After the kernel has refused a write, the maps are read and brought up to date again.
-const RETRY: Duration = Duration::from_secs(1);
+/// After the kernel has refused a write, the maps are read and brought up to date again: at first soon, then less often.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
 /// How many Services are written at a time into empty maps. All writes of a large cluster together would take more memory
 /// than everything else that the agent holds.
 const PART: usize = 256;
@@ -35,6 +36,7 @@ pub(super) struct Services {
     synced: bool,
     grace: Option<JoinHandle<()>>,
     retry_at: Option<Instant>,
+    retry: Duration,
     /// Changes of endpoints that the maps do not show yet.
     waiting: Vec<Waiting>,
     /// Service ports of policy Local without endpoints on this node.
@@ -66,6 +68,7 @@ impl Services {
             synced: false,
             grace: None,
             retry_at: None,
+            retry: FIRST_RETRY,
             waiting: Vec::new(),
             without_local: BTreeMap::new(),
             started: SystemTime::now(),
@@ -112,7 +115,10 @@ impl Services {
     pub(super) fn note_endpoints(&mut self, received: Instant, slice: Option<(Family, SystemTime)>) {
         self.observed.metrics.endpoints_changed(1);
         if self.synced {
-            self.waiting.push(Waiting { received, triggered: slice.filter(|(_, at)| *at > self.started) });
+            self.waiting.push(Waiting {
+                received,
+                triggered: slice.filter(|(family, at)| FAMILIES.contains(family) && *at > self.started),
+            });
         }
     }
 
@@ -143,9 +149,7 @@ impl Services {
         loop {
             let rest = services.iter().nth(PART).filter(|_| in_parts).cloned().map(|first| services.split_off(&first));
             if let Err(error) = self.apply_part(&services, whole && !in_parts, &mut sync) {
-                error!("{error:#}; trying again in {RETRY:?}");
-                self.synced = false;
-                self.retry_at = Some(Instant::now() + RETRY);
+                self.fail(&error);
                 return;
             }
             match rest {
@@ -154,6 +158,8 @@ impl Services {
             }
         }
         self.synced = true;
+        self.retry = FIRST_RETRY;
+        self.problems.set(About::Maps, Vec::new());
         self.observe(begun, if whole { SyncKind::Full } else { SyncKind::Partial });
         sync.log(whole);
         if whole {
@@ -238,6 +244,16 @@ impl Services {
         self.observed.metrics.problems.set(gauge(self.problems.count()));
     }
 
+    /// What the maps hold is not known any more. Told once, however often it is tried.
+    fn fail(&mut self, error: &anyhow::Error) {
+        self.synced = false;
+        self.observed.metrics.sync_failures.inc();
+        self.problems.set(About::Maps, vec![format!("{error:#}; serving what was written, and trying again")]);
+        self.observed.metrics.problems.set(gauge(self.problems.count()));
+        self.retry_at = Some(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+
     /// When to read the maps again after a write was refused.
     pub(super) const fn retry_at(&self) -> Option<Instant> {
         self.retry_at
@@ -253,10 +269,7 @@ impl Services {
                 self.touched.clear();
                 self.apply();
             }
-            Err(error) => {
-                error!("{error:#}; trying again in {RETRY:?}");
-                self.retry_at = Some(Instant::now() + RETRY);
-            }
+            Err(error) => self.fail(&error),
         }
     }
 

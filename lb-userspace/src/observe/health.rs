@@ -28,6 +28,8 @@ struct State {
     newest: Option<Instant>,
     applied: Option<Instant>,
     node_eligible: bool,
+    /// When the agent's loop was last seen to go round.
+    alive: Instant,
 }
 
 /// What the servers answer, in kube-proxy's words.
@@ -57,8 +59,13 @@ impl Health {
     /// Of an agent that starts and serves these families: healthy, and its node eligible.
     #[must_use]
     pub fn new(families: &[Family]) -> Self {
-        let state = State { oldest: None, newest: None, applied: None, node_eligible: true };
+        let state = State { oldest: None, newest: None, applied: None, node_eligible: true, alive: Instant::now() };
         Self { families: families.iter().map(|&family| family_name(family)).collect(), state: Mutex::new(state) }
+    }
+
+    /// The agent's loop goes round. To be told every few seconds.
+    pub fn alive(&self) {
+        self.lock().alive = Instant::now();
     }
 
     /// A change has come that the maps do not hold yet.
@@ -122,7 +129,8 @@ impl Health {
 }
 
 fn is_live(state: &State, now: Instant) -> bool {
-    state.oldest.is_none_or(|oldest| now.duration_since(oldest) < PATIENCE)
+    now.duration_since(state.alive) < PATIENCE
+        && state.oldest.is_none_or(|oldest| now.duration_since(oldest) < PATIENCE)
 }
 
 fn now() -> Timestamp {
@@ -137,8 +145,18 @@ mod tests {
 
     const WALL: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
+    /// After so long, in which the loop went round all the time.
     fn answer(health: &Health, with_node: bool, after: Duration) -> Answer {
-        health.answer_at(&health.lock().clone(), with_node, Instant::now() + after, WALL)
+        let now = Instant::now() + after;
+        let state = State { alive: now, ..*health.lock() };
+        health.answer_at(&state, with_node, now, WALL)
+    }
+
+    #[test]
+    fn an_agent_whose_loop_stands_still_for_a_minute_is_not_healthy() {
+        let health = Health::new(&[Family::V4]);
+        let after = |seconds| is_live(&health.lock(), Instant::now() + Duration::from_secs(seconds));
+        assert!(after(59) && !after(60));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Metrics {
     pub shortages: IntGauge,
     /// Failed lists and watches.
     pub api_errors: IntCounter,
+    /// Syncs that the kernel refused.
+    pub sync_failures: IntCounter,
 
     targets: Targets,
     kernel: Mutex<Kernel>,
@@ -178,6 +180,7 @@ impl Metrics {
             )?,
             shortages: add.gauge("viaduct_shortages", "Services for which a map has no room.")?,
             api_errors: add.counter("viaduct_api_errors_total", "Failed lists and watches of the API server.")?,
+            sync_failures: add.counter("viaduct_sync_failures_total", "Syncs that the kernel refused.")?,
             targets,
             kernel: Mutex::new(Kernel::new(pins)),
             families: families.iter().map(|&family| family_name(family)).collect(),

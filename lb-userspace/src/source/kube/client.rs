@@ -54,9 +54,11 @@ pub(super) fn client(config: &Config, metrics: &Metrics, answers: Arc<Notify>) -
     let https =
         config.rustls_https_connector_with_connector(http).context("cannot use the certificates for the API server")?;
     let auth = config.auth_layer().context("cannot use the credentials for the API server")?;
+    let headers = config.extra_headers_layer().context("cannot use the user to act as (kubeconfig)")?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(auth)
+        .layer(headers)
         .map_response(move |response: http::Response<_>| {
             if response.status().is_success() {
                 answers.notify_one();
@@ -83,6 +85,11 @@ pub(super) async fn config(options: &Options) -> Result<Config> {
     };
     if options.server.is_some() {
         config.cluster_url = http_uri(options)?;
+    }
+    if let Some(proxy) = &config.proxy_url {
+        bail!(
+            "the kubeconfig has a proxy-url, {proxy}, which is not supported: give an address that is reached without"
+        );
     }
     if let Some(name) = &options.tls_server_name {
         config.tls_server_name = Some(name.clone());

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 
+use kube::core::Status;
 use kube::runtime::watcher;
 
 use super::Kind;
@@ -14,20 +15,26 @@ pub(super) fn lacks_streaming_lists(error: &watcher::Error) -> bool {
     }
 }
 
-/// The version is too old, or newer than the server's own: its store was replaced, by an old backup for instance. kube's
-/// watcher would ask for it again and again.
-pub(super) fn is_version_gone(error: &watcher::Error) -> bool {
+/// What only a new list can mend: the version is too old, or newer than the server's own (its store was replaced, by an old
+/// backup for instance), for which kube's watcher would ask again and again; or an event was lost.
+pub(super) fn needs_new_list(error: &watcher::Error) -> bool {
     match error {
+        watcher::Error::WatchError(status) => status.code == 410,
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
             status.code == 410 || status.code == 504 && status.message.contains("Too large resource version")
         }
-        _ => false,
+        _ => is_unreadable(error),
     }
+}
+
+/// The credentials are not good, or not any more.
+pub(super) fn is_unauthorized(error: &watcher::Error) -> bool {
+    status(error).is_some_and(|status| status.code == 401)
 }
 
 /// An event that cannot be read: which object it is about is not known, and later events lead past it. kube takes what is no
 /// event for a status, whose fields may all be missing.
-pub(super) fn is_unreadable(error: &watcher::Error) -> bool {
+fn is_unreadable(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchFailed(kube::Error::SerdeError(_)) => true,
         watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 0,
@@ -48,17 +55,11 @@ pub(super) fn is_routine(error: &watcher::Error) -> bool {
 /// One line that says what is wrong and what to do.
 pub(super) fn explain(error: &watcher::Error, kind: Kind, server: &str) -> String {
     let resource = kind.resource();
-    let status = match error {
-        watcher::Error::WatchError(status) => Some(&**status),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(&**status),
-        _ => None,
-    };
-    let what = match status {
+    let what = match status(error) {
         _ if is_unreadable(error) => format!("has sent an event of {resource} that cannot be read"),
         Some(status) if status.code == 401 => {
-            "refuses the credentials (401): the token has expired or is not for this server; give a valid one".into()
+            "refuses the credentials (401): token or certificate have expired or are not for this server; give valid ones"
+                .into()
         }
         Some(status) if status.code == 403 => {
             format!("forbids to list and watch {resource} (403): give this user the role of deploy/")
@@ -67,6 +68,16 @@ pub(super) fn explain(error: &watcher::Error, kind: Kind, server: &str) -> Strin
         None => format!("cannot be asked: {}", causes(error)),
     };
     format!("API server {server}: {what}; serving what was known, and trying again")
+}
+
+fn status(error: &watcher::Error) -> Option<&Status> {
+    match error {
+        watcher::Error::WatchError(status) => Some(status),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
+        _ => None,
+    }
 }
 
 /// An error with its causes, each said once.

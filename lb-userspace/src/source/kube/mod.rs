@@ -5,6 +5,7 @@
 //! history that is gone (410) change nothing by themselves. After a new list, what it did not contain is sent as absent,
 //! at its end and not before (`sweep`).
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -99,16 +100,16 @@ pub enum Change<T> {
 /// # Errors
 /// When `options` do not say how to reach a server, or name files that cannot be read. A server that does not answer is no
 /// error: it is waited for.
-pub async fn watch(options: &Options, node: &str, metrics: &Metrics) -> Result<mpsc::Receiver<Message>> {
+pub async fn watch(options: &Options, node: &str, metrics: &Arc<Metrics>) -> Result<mpsc::Receiver<Message>> {
     let config = client::config(options).await?;
+    let server = config.cluster_url.to_string();
     let (sender, receiver) = mpsc::channel(QUEUE);
     let objects = || watcher::Config::default().labels(NOT_OURS);
-    let services = Watch::<core::Service>::new(Kind::Services, &config, metrics, sender.clone())?;
-    tokio::spawn(services.run(objects().fields("spec.clusterIP!=None"), service));
-    let slices = Watch::<discovery::EndpointSlice>::new(Kind::EndpointSlices, &config, metrics, sender.clone())?;
-    tokio::spawn(slices.run(objects(), slice));
-    let nodes = Watch::<core::Node>::new(Kind::Node, &config, metrics, sender)?;
-    tokio::spawn(nodes.run(watcher::Config::default().fields(&format!("metadata.name={node}")), node::convert));
+    let watch = |kind, sender| Watch::new(kind, options, server.clone(), metrics, sender);
+    tokio::spawn(watch(Kind::Services, sender.clone()).run(objects().fields("spec.clusterIP!=None"), service));
+    tokio::spawn(watch(Kind::EndpointSlices, sender.clone()).run(objects(), slice));
+    let this_node = watcher::Config::default().fields(&format!("metadata.name={node}"));
+    tokio::spawn(watch(Kind::Node, sender).run(this_node, node::convert));
     Ok(receiver)
 }
 

@@ -7,43 +7,60 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use kube::runtime::watcher::{self, InitialListStrategy, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::client::client;
-use super::failure::{explain, is_routine, is_unreadable, is_version_gone, lacks_streaming_lists};
+use super::client::{self, Options};
+use super::failure::{explain, is_routine, is_unauthorized, lacks_streaming_lists, needs_new_list};
 use super::sweep::Sweep;
 use super::{Convert, Event, Kind, Message};
 use crate::model::ObjectName;
 use crate::observe::Metrics;
 
-/// From the first failure to the longest pause between two attempts; with jitter, so that the nodes of a cluster do not come
-/// back all at once.
+/// From the first failure to the longest pause between two attempts; jitter, so that the nodes of a cluster do not come back
+/// all at once, makes it up to twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// A server that has answered for so long has recovered, and failures are new ones.
 const STEADY: Duration = Duration::from_secs(5);
+/// Answers that follow each other within this time come soon, and so many of them in a row are too many.
+const SOON: Duration = Duration::from_secs(1);
+const HASTY: u32 = 3;
+/// Whatever keeps failing for so long is tried with credentials read again.
+const RENEW_AFTER: Duration = Duration::from_secs(300);
 /// A list in which nothing has come for so long is begun anew. A page of a list is one thing that comes.
 const STALLED: Duration = Duration::from_secs(60);
 
-pub(super) struct Watch<K> {
+pub(super) struct Watch {
     kind: Kind,
-    api: Api<K>,
+    options: Options,
+    /// URL of the server.
     server: String,
+    metrics: Arc<Metrics>,
     sender: Sender<Message>,
     sweep: Sweep,
+    /// Whether a list was complete once.
+    complete: bool,
     pauses: ExponentialBackoff,
     /// Tells of good answers: a watch that goes on brings no event by itself.
     answers: Arc<Notify>,
     answered: Option<Instant>,
-    failing: bool,
+    /// Good answers in a row that came soon after another and brought nothing.
+    hasty: u32,
+    failing_since: Option<Instant>,
 }
+
+/// What kube can watch.
+pub(super) trait Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static {}
+
+impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static> Object for K {}
 
 /// The agent listens no more.
 struct Closed;
@@ -53,8 +70,8 @@ enum End {
     Closed(Closed),
     /// The server does not send lists as streams (WatchList, KEP-3157).
     NoStreamingLists,
-    /// The server cannot go on from the version that we have.
-    VersionGone,
+    /// To begin anew, with a list, and with credentials as they are now.
+    Renew,
     Stalled,
 }
 
@@ -64,32 +81,32 @@ impl From<Closed> for End {
     }
 }
 
-impl<K> Watch<K>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-{
+impl Watch {
     pub(super) fn new(
         kind: Kind,
-        config: &kube::Config,
-        metrics: &Metrics,
+        options: &Options,
+        server: String,
+        metrics: &Arc<Metrics>,
         sender: Sender<Message>,
-    ) -> anyhow::Result<Self> {
-        let answers = Arc::new(Notify::new());
-        Ok(Self {
+    ) -> Self {
+        Self {
             kind,
-            api: Api::all(client(config, metrics, Arc::clone(&answers))?),
-            server: config.cluster_url.to_string(),
+            options: options.clone(),
+            server,
+            metrics: Arc::clone(metrics),
             sender,
             sweep: Sweep::default(),
+            complete: false,
             pauses: pauses(),
-            answers,
+            answers: Arc::new(Notify::new()),
             answered: None,
-            failing: false,
-        })
+            hasty: 0,
+            failing_since: None,
+        }
     }
 
     /// Delivers until the receiver is gone.
-    pub(super) async fn run(mut self, config: watcher::Config, convert: Convert<K>) {
+    pub(super) async fn run<K: Object>(mut self, config: watcher::Config, convert: Convert<K>) {
         let mut config = config.streaming_lists();
         loop {
             let Err(end) = self.deliver(&config, convert).await;
@@ -99,36 +116,66 @@ where
                     debug!(kind = self.kind.resource(), "the API server has no streaming lists");
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
                 }
-                End::VersionGone => {}
+                End::Renew => {}
                 End::Stalled => {
                     // A server that does not know of streaming lists may ignore the request for one.
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
-                    let text = format!("{}: nothing more has come of a list for {STALLED:?}", self.server);
+                    let text = format!("API server {}: nothing more has come of a list for {STALLED:?}", self.server);
                     if self.fail(text).await.is_err() {
                         return;
                     }
                 }
             }
+            if self.complete {
+                // kube's streaming list takes whatever version the server has at hand, which may be older than ours.
+                config.initial_list_strategy = InitialListStrategy::ListWatch;
+            }
         }
     }
 
+    /// A client with the credentials as they are now: files change, plugins give new ones.
+    async fn connect<K: Object>(&self) -> anyhow::Result<Api<K>> {
+        let config = client::config(&self.options).await?;
+        let (metrics, answers) = (Arc::clone(&self.metrics), Arc::clone(&self.answers));
+        // A plugin for credentials may take its time.
+        let client = spawn_blocking(move || client::client(&config, &metrics, answers)).await??;
+        Ok(Api::all(client))
+    }
+
     /// Ends when the stream is to be given up.
-    async fn deliver(&mut self, config: &watcher::Config, convert: Convert<K>) -> Result<Infallible, End> {
+    async fn deliver<K: Object>(&mut self, config: &watcher::Config, convert: Convert<K>) -> Result<Infallible, End> {
         let streams_lists = config.initial_list_strategy == InitialListStrategy::StreamingList;
-        let mut stream = pin!(watcher(self.api.clone(), config.clone()));
+        let api = match self.connect().await {
+            Ok(api) => api,
+            Err(error) => {
+                self.fail(format!("API server {}: {error:#}; trying again", self.server)).await?;
+                self.pause().await;
+                return Err(End::Renew);
+            }
+        };
+        let mut stream = pin!(watcher(api, config.clone()));
+        let mut lists_begun = 0;
         self.sweep.begin();
         loop {
             let stalled = if self.sweep.is_listing() { STALLED } else { Duration::MAX };
             let next = tokio::select! {
                 next = timeout(stalled, stream.next()) => next.map_err(|_| End::Stalled)?,
                 () = self.answers.notified() => {
-                    self.answered = Some(Instant::now());
-                    self.recover().await?;
+                    self.take_answer().await?;
                     continue;
                 }
             };
             match next {
+                Some(Ok(watcher::Event::Init)) => {
+                    lists_begun += 1;
+                    if streams_lists && lists_begun > 1 {
+                        // The stream ended without the mark of a complete list: the server may not know of it.
+                        return Err(End::NoStreamingLists);
+                    }
+                    self.sweep.begin();
+                }
                 Some(Ok(event)) => {
+                    self.hasty = 0;
                     // A list is no sign yet that it can be followed: without a pause, a server that calls each version too
                     // old would be asked for lists without end.
                     if matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_)) {
@@ -140,15 +187,19 @@ where
                     return Err(End::NoStreamingLists);
                 }
                 Some(Err(error)) => {
-                    if !is_routine(&error) {
+                    if is_routine(&error) {
+                        self.metrics.api_errors.inc();
+                    } else {
                         self.fail(explain(&error, self.kind, &self.server)).await?;
                     }
                     if self.answered.take().is_some_and(|since| since.elapsed() > STEADY) {
                         self.pauses = pauses();
                     }
-                    sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
-                    if is_version_gone(&error) || is_unreadable(&error) {
-                        return Err(End::VersionGone);
+                    self.pause().await;
+                    let has_failed_long = self.failing_since.is_some_and(|since| since.elapsed() > RENEW_AFTER);
+                    if has_failed_long || needs_new_list(&error) || is_unauthorized(&error) {
+                        self.failing_since = self.failing_since.map(|_| Instant::now());
+                        return Err(End::Renew);
                     }
                 }
                 // kube's watcher never ends.
@@ -157,9 +208,26 @@ where
         }
     }
 
-    async fn take(&mut self, event: watcher::Event<K>, convert: Convert<K>) -> Result<(), Closed> {
+    async fn pause(&mut self) {
+        sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+    }
+
+    /// The server has answered well. One that ends each watch at once would be asked thousands of times a second.
+    async fn take_answer(&mut self) -> Result<(), Closed> {
+        if self.failing_since.take().is_some() {
+            self.send(Event::Recovered(self.kind)).await?;
+        }
+        let is_soon = self.answered.replace(Instant::now()).is_some_and(|before| before.elapsed() < SOON);
+        self.hasty = if is_soon { self.hasty + 1 } else { 0 };
+        if self.hasty > HASTY {
+            self.pause().await;
+        }
+        Ok(())
+    }
+
+    async fn take<K: Object>(&mut self, event: watcher::Event<K>, convert: Convert<K>) -> Result<(), Closed> {
         match event {
-            watcher::Event::Init => self.sweep.begin(),
+            watcher::Event::Init => {}
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
                 let Some(name) = name(&object) else { return Ok(()) };
                 self.sweep.present(&name);
@@ -171,6 +239,7 @@ where
                 self.send(convert(name, None)).await?;
             }
             watcher::Event::InitDone => {
+                self.complete = true;
                 for name in self.sweep.end() {
                     self.send(convert(name, None)).await?;
                 }
@@ -181,15 +250,10 @@ where
     }
 
     async fn fail(&mut self, text: String) -> Result<(), Closed> {
-        self.failing = true;
+        self.failing_since.get_or_insert_with(Instant::now);
+        // An answer from before says nothing of what is now.
+        let _ = self.answers.notified().now_or_never();
         self.send(Event::Failing(self.kind, text)).await
-    }
-
-    async fn recover(&mut self) -> Result<(), Closed> {
-        if std::mem::take(&mut self.failing) {
-            self.send(Event::Recovered(self.kind)).await?;
-        }
-        Ok(())
     }
 
     async fn send(&self, event: Event) -> Result<(), Closed> {
