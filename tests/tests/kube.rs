@@ -347,3 +347,21 @@ fn an_expired_token_is_told_in_one_line_and_what_was_known_is_served_on() {
     cluster.wait_for(&[("web", 2), ("late", 0)]);
     wait_until("it recovers", SYNC, || agent.log().contains("no longer a problem: API server").then_some(())).unwrap();
 }
+
+#[test]
+fn a_server_that_ends_every_watch_at_once_is_not_asked_without_pause() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let api = cluster.lab.api();
+    cluster.node().start_agent().unwrap();
+    api.longest_watch(Some(Duration::ZERO));
+    api.cut_watches(Cut::Ended);
+    let before = api.counts().watches;
+    thread::sleep(Duration::from_secs(3));
+    let asked = api.counts().watches - before;
+    // Three kinds, of each four at once and then some with pauses of 0.1, 0.2, 0.4 ... seconds.
+    assert!((3..60).contains(&asked), "{asked} requests");
+    api.longest_watch(None);
+    cluster.service("late", "10.96.0.20");
+    cluster.wait_for(&[("web", 2), ("late", 0)]);
+}

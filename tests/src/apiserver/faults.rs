@@ -40,6 +40,7 @@ pub(super) struct Orders {
     pub(super) page_delay: Duration,
     pub(super) list_pace: Option<Pace>,
     pub(super) watch_pace: Option<Pace>,
+    pub(super) longest_watch: Option<Duration>,
     pub(super) twice: bool,
     pub(super) watch_list: bool,
     pub(super) bookmarks: bool,
@@ -62,6 +63,7 @@ impl Default for Faults {
             page_delay: Duration::ZERO,
             list_pace: None,
             watch_pace: None,
+            longest_watch: None,
             twice: false,
             watch_list: true,
             bookmarks: true,
@@ -165,6 +167,11 @@ impl ApiServer {
     /// Hands the events of watches out in small pieces, which cut them in the middle.
     pub fn watch_pace(&self, pace: Option<Pace>) {
         self.shared.faults.orders().watch_pace = pace;
+    }
+
+    /// Ends watches after this time, whatever clients ask for.
+    pub fn longest_watch(&self, time: Option<Duration>) {
+        self.shared.faults.orders().longest_watch = time;
     }
 
     /// The next `count` lists (or pages of them) break off half way through.

@@ -92,6 +92,7 @@ pub(super) async fn watch(
     };
     let marked = parameters.initial_events && parameters.bookmarks;
     let timeout = parameters.timeout_seconds.map_or(LONGEST, Duration::from_secs);
+    let timeout = shared.faults.orders().longest_watch.map_or(timeout, |longest| longest.min(timeout));
     let (shared, bookmarks) = (Arc::clone(shared), parameters.bookmarks);
     let watch = Watch { shared, kind, selector, outlet, seen, bookmarks, revisions, cuts };
     tokio::spawn(watch.run(first, marked, timeout));
