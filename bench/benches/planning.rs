@@ -6,7 +6,7 @@ use std::hint::black_box;
 use anyhow::{Context as _, Result, ensure};
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use lb_userspace::maglev;
-use lb_userspace::plan::{Plan, plan};
+use lb_userspace::plan::{Plan, plan, plan_service};
 use lb_userspace::source::manifests::{Folder, Snapshot, read_folder};
 use lb_userspace::state::{Reconciled, State};
 use viaduct_bench::{SERVICES, backends, empty_state, model, service_yaml, slice, slice_yaml};
@@ -65,8 +65,13 @@ fn planning(criterion: &mut Criterion) {
                 slice(SERVICES / 2, changed)
             },
             |slice| {
-                model.apply_slice(slice);
-                change(&mut state, &plan(&model))
+                let touched = model.apply_slice(slice);
+                let mut part = Plan::default();
+                for service in &touched {
+                    part.service_ports.extend(plan_service(&model, service).service_ports);
+                }
+                let result = state.reconcile_services(&touched, black_box(&part));
+                settle(&mut state, result)
             },
             BatchSize::PerIteration,
         );
@@ -76,6 +81,11 @@ fn planning(criterion: &mut Criterion) {
 
 fn change(state: &mut State, plan: &Plan) -> Reconciled {
     let result = state.reconcile(black_box(plan));
+    settle(state, result)
+}
+
+/// Takes back what was retired, as after a grace period.
+fn settle(state: &mut State, result: Reconciled) -> Reconciled {
     assert_eq!(result.writes.len(), 4, "backend, slots, publish, removal: {:?}", result.writes);
     state.begin_grace();
     state.release();
