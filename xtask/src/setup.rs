@@ -68,6 +68,7 @@ const IMAGE: [Program; 2] =
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Missing {
     Package { name: &'static str, why: &'static str },
+    Component { name: &'static str, why: &'static str },
     Linker,
     Bpffs,
 }
@@ -76,6 +77,9 @@ impl Missing {
     fn describe(&self) -> String {
         match self {
             Self::Package { name, why } => format!("package {name}: {why}"),
+            Self::Component { name, why } => format!(
+                "{name}: {why}; run `rustup component add rustfmt clippy`, or install your distribution's packages of them"
+            ),
             Self::Linker => format!(
                 "bpf-linker {LINKER_VERSION} for LLVM {LLVM} into {} (a minute or two): links the BPF programs",
                 cargo_home().join("bin").display()
@@ -84,11 +88,13 @@ impl Missing {
         }
     }
 
-    fn verb(&self) -> &'static str {
+    /// What we do about it; nothing where the user's own toolchain would change.
+    fn verb(&self) -> Option<&'static str> {
         match self {
-            Self::Package { .. } => "install",
-            Self::Linker => "compile",
-            Self::Bpffs => "mount",
+            Self::Package { .. } => Some("install"),
+            Self::Component { .. } => None,
+            Self::Linker => Some("compile"),
+            Self::Bpffs => Some("mount"),
         }
     }
 }
@@ -103,7 +109,7 @@ pub(crate) fn check() -> Result<ExitCode> {
         println!("setup: nothing is missing");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("setup: {} missing; `cargo xtask setup` provides them", missing.len());
+    println!("setup: {} missing; `cargo xtask setup` provides them, but for what names its own command", missing.len());
     Ok(ExitCode::FAILURE)
 }
 
@@ -113,8 +119,8 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    for item in &wanted {
-        println!("setup: going to {} {}", item.verb(), item.describe());
+    for (item, verb) in wanted.iter().filter_map(|item| Some((item, item.verb()?))) {
+        println!("setup: going to {verb} {}", item.describe());
     }
     install_packages(&wanted)?;
     if wanted.contains(&Missing::Linker) {
@@ -127,7 +133,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     }
     let still: Vec<_> = missing(needs)?.iter().map(Missing::describe).collect();
     if !still.is_empty() {
-        bail!("still missing after installing: {}", still.join("; "));
+        bail!("still missing: {}", still.join("; "));
     }
     Ok(())
 }
@@ -143,6 +149,10 @@ fn missing(needs: &[Need]) -> Result<BTreeSet<Missing>> {
     };
     if needs.contains(&Need::Lint) {
         missing.extend(missing_lint(&Survey::take()?));
+        missing.extend(missing_components(|subcommand| {
+            // rustup's proxy of a missing component would answer with a download of the toolchain.
+            runs(workspace::cargo(subcommand).arg("--version").env("RUSTUP_AUTO_INSTALL", "0"))
+        }));
     }
     if needs.contains(&Need::Lab) {
         missing.extend(programs(&LAB, |_| true));
@@ -166,6 +176,15 @@ fn missing(needs: &[Need]) -> Result<BTreeSet<Missing>> {
 
 fn runs(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
+}
+
+/// `rustup --profile minimal` leaves both out; `works` tells whether cargo has a subcommand.
+fn missing_components(works: impl Fn(&str) -> bool) -> Vec<Missing> {
+    [("fmt", "rustfmt", "checks the format of the sources"), ("clippy", "clippy", "lints the sources")]
+        .into_iter()
+        .filter(|(subcommand, ..)| !works(subcommand))
+        .map(|(_, name, why)| Missing::Component { name, why })
+        .collect()
 }
 
 /// Rustup's clippy comes with its toolchain; the distribution's is a package of its own.
@@ -207,7 +226,7 @@ fn install_packages(wanted: &BTreeSet<Missing>) -> Result<()> {
         .iter()
         .filter_map(|item| match item {
             Missing::Package { name, .. } => Some(*name),
-            Missing::Linker | Missing::Bpffs => None,
+            Missing::Component { .. } | Missing::Linker | Missing::Bpffs => None,
         })
         .collect();
     if names.is_empty() {
@@ -289,7 +308,7 @@ mod tests {
         missing
             .iter()
             .map(|item| match item {
-                Missing::Package { name, .. } => name,
+                Missing::Package { name, .. } | Missing::Component { name, .. } => name,
                 Missing::Linker => "bpf-linker",
                 Missing::Bpffs => BPFFS,
             })
@@ -308,6 +327,14 @@ mod tests {
     fn fresh_machine_gets_compiler_and_linker() {
         let missing = missing_toolchain(&survey(None), Path::new("/nonexistent"));
         assert_eq!(names(&missing), ["rustc-web", "libstd-rust-web-dev-bpf", "llvm-22-dev", "bpf-linker"]);
+    }
+
+    #[test]
+    fn components_that_cargo_cannot_run_are_left_to_the_user() {
+        let missing = missing_components(|subcommand| subcommand == "fmt");
+        assert_eq!(names(&missing), ["clippy"]);
+        assert!(missing[0].verb().is_none() && missing[0].describe().contains("rustup component add rustfmt clippy"));
+        assert_eq!(names(&missing_components(|_| false)), ["rustfmt", "clippy"]);
     }
 
     #[test]
