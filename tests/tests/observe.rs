@@ -227,7 +227,10 @@ fn an_agent_of_an_api_server_counts_requests_and_changes_and_follows_its_node() 
     };
     let text = change("endpoint", &|| lab.api().apply(&slice).unwrap());
     assert_eq!(series(&text, "viaduct_endpoint_change_duration_seconds_count"), 1.0);
-    change("service", &|| lab.api().apply_value(name.clone()).unwrap());
+    let text = change("service", &|| lab.api().apply_value(name.clone()).unwrap());
+    let [applied, queued] = ["last_timestamp_seconds", "last_queued_timestamp_seconds"]
+        .map(|name| series(&text, &format!("kubeproxy_sync_proxy_rules_{name}{{ip_family=\"IPv4\"}}")));
+    assert!(applied >= queued, "alerts compare {applied} with {queued}");
     assert_eq!(series(&metrics(), "viaduct_map_entries{map=\"BACKENDS_4\"}"), 1.0);
 
     // kube-proxy's rule: traffic ends, the proxy lives.

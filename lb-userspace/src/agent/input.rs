@@ -147,16 +147,13 @@ impl Api {
         match event {
             Event::Service(change) => {
                 let (name, object, problems) = split(change, |service| service.name.clone());
+                services.observed().metrics.services_changed(1);
                 services.problems.set(About::Service(name.clone()), problems);
-                let touched = match object {
+                match object {
                     Object::Present(service) => services.change(|model| model.apply_service(service)),
                     Object::Absent => services.change(|model| model.delete_service(&name)),
                     Object::AsBefore => 0,
                 };
-                // One that was not served before either leaves nothing to do.
-                if touched > 0 {
-                    services.observed().metrics.services_changed(1);
-                }
             }
             Event::Slice(change) => {
                 let (name, object, problems) = split(change, |slice| slice.name.clone());

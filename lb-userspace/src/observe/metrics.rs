@@ -248,6 +248,10 @@ impl Metrics {
 
     /// Whatever has come is nothing that the maps show.
     pub fn nothing_pending(&self) {
+        if self.endpoint_changes_pending.get() + self.service_changes_pending.get() > 0 {
+            // Alerts compare this with the time at which the last change came.
+            self.each_family(|family| self.last_applied.with_label_values(&[family]).set(unix_time()));
+        }
         self.endpoint_changes_pending.set(0);
         self.service_changes_pending.set(0);
     }
