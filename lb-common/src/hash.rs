@@ -3,7 +3,8 @@
 //! Selection must give the same backend on every node, in every version and on every architecture, because a lost flow
 //! entry is replaced by selecting again. So the numbers pinned in the tests below never change.
 
-use crate::tuple::Tuple4;
+use crate::addr::Address;
+use crate::tuple::Tuple;
 
 /// Seed of a cluster that sets none. Any value serves; all nodes must share it.
 pub const DEFAULT_SEED: u64 = 0x5649_4144_5543_5400;
@@ -21,10 +22,10 @@ pub const fn mix(word: u64) -> u64 {
 /// Hash of a client's packet for its `attempt`-th choice of a backend (0 for the first).
 #[inline(always)]
 #[must_use]
-pub const fn selection(tuple: &Tuple4, seed: u64, attempt: u32) -> u32 {
-    let [addresses, ports] = tuple.words();
-    let state = mix(addresses ^ seed);
-    (mix(state ^ ports ^ (attempt as u64) << 48) >> 32) as u32
+#[expect(clippy::cast_possible_truncation, reason = "the upper half")]
+pub fn selection<A: Address>(tuple: &Tuple<A>, seed: u64, attempt: u32) -> u32 {
+    let state = A::digest(tuple.source, tuple.destination, seed);
+    (mix(state ^ tuple.ports_word() ^ u64::from(attempt) << 48) >> 32) as u32
 }
 
 /// Maps a hash to a slot in `0..len`, evenly, without a division. The result is 0 when `len` is 0.
@@ -40,10 +41,10 @@ mod tests {
 
     use super::*;
     use crate::Address4;
-    use crate::tuple::{Protocol, Zero};
+    use crate::tuple::{Protocol, Tuple4, Zero};
 
     fn tuple(source: [u8; 4], source_port: u16) -> Tuple4 {
-        Tuple4 {
+        Tuple {
             source: Address4 { octets: source },
             destination: Address4 { octets: [10, 96, 0, 10] },
             source_port,
