@@ -29,3 +29,6 @@ macro_rules! plain {
 }
 
 pub(crate) use plain;
+
+// The key of an array.
+plain!(u32, 4);

@@ -1,0 +1,205 @@
+//! The tables, each of which is a stage of a round.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lb_common::abi::{
+    Affinity, AffinityKey, Backend, BackendState, Flow, Fragment, FragmentKey, IdleTimes, ServicePort,
+};
+use lb_common::{Address, Plain, Protocol, Tuple};
+use zerocopy::{Immutable, KnownLayout, TryFromBytes};
+
+use super::judge::{Judge, Verdict};
+use super::{Round, Tick};
+use crate::dataplane::table::{Table, Walk};
+use crate::dataplane::{MapUse, Pins};
+
+/// Entries at a time: what takes a tenth of a millisecond when all are to stay, and half of one when all are to go.
+const BATCH: usize = 256;
+
+/// A table and how far this round has come in it.
+pub(super) trait Stage {
+    /// Goes on with a batch. False when it was the last.
+    fn step(&mut self, now: u64, times: &IdleTimes, tick: &mut Tick) -> Result<bool>;
+
+    /// Tells what the round has met, and makes ready for the next.
+    fn conclude(&mut self, round: &mut Round);
+}
+
+pub(super) struct Flows<A> {
+    table: Table<Tuple<A>, Flow<A>>,
+    backends: Table<u32, Backend<A>>,
+    walk: Walk,
+    met: BTreeMap<Protocol, u64>,
+    has_room: bool,
+}
+
+impl<A: Address> Flows<A>
+where
+    Tuple<A>: Plain,
+    Flow<A>: Plain,
+    Backend<A>: Plain,
+{
+    pub(super) fn open(pins: &Pins, flows: &'static str, backends: &'static str) -> Result<Self> {
+        Ok(Self {
+            table: Table::open(pins, flows)?,
+            backends: Table::open(pins, backends)?,
+            walk: Walk::default(),
+            met: BTreeMap::new(),
+            has_room: true,
+        })
+    }
+
+    fn is_current(&self, backend: u32, generation: u32) -> bool {
+        // What cannot be read is no reason to remove a flow.
+        let Ok(backend) = self.backends.look_up(&backend) else { return true };
+        backend.is_some_and(|backend| {
+            backend.generation == generation && matches!(backend.state, BackendState::Active | BackendState::Draining)
+        })
+    }
+
+    /// Removes a flow unless it was used since it was read: its latest packet may be younger than the decision.
+    fn remove(&self, key: &Tuple<A>, entry: &Flow<A>, other: Option<(&Tuple<A>, &Flow<A>)>) -> Result<bool> {
+        let halves = [Some((key, entry)), other];
+        let mut taken = [None; 2];
+        for (half, taken) in halves.iter().zip(&mut taken) {
+            if let Some((key, _)) = half {
+                *taken = self.table.take(key)?;
+            }
+        }
+        let is_used = |(half, taken): (&Option<(&Tuple<A>, &Flow<A>)>, &Option<Flow<A>>)| match (half, taken) {
+            (Some((_, seen)), Some(taken)) => taken.last_seen != seen.last_seen || taken.to != seen.to,
+            _ => false,
+        };
+        if !halves.iter().zip(&taken).any(is_used) {
+            return Ok(taken.iter().any(Option::is_some));
+        }
+        for (half, taken) in halves.iter().zip(&taken) {
+            if let (Some((key, _)), Some(taken)) = (half, taken) {
+                // Where there is one again, it is younger.
+                self.table.add(key, taken)?;
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<A: Address> Stage for Flows<A>
+where
+    Tuple<A>: Plain,
+    Flow<A>: Plain,
+    Backend<A>: Plain,
+{
+    fn step(&mut self, now: u64, times: &IdleTimes, tick: &mut Tick) -> Result<bool> {
+        let more = self.table.read(&mut self.walk, BATCH)?;
+        let judge = Judge { now, times: *times, has_room: self.has_room };
+        for entry in self.table.entries(&self.walk) {
+            let (key, entry) = entry?;
+            *self.met.entry(key.protocol).or_default() += 1;
+            if !judge.is_idle(&entry) {
+                continue;
+            }
+            let other_key = entry.to.swap();
+            let other = self.table.look_up(&other_key)?;
+            match judge.flow(&key, &entry, other.as_ref(), |id, generation| self.is_current(id, generation)) {
+                Verdict::Keep => {}
+                Verdict::Remove(cause) => {
+                    let other = other.as_ref().filter(|other| other.to == key.swap());
+                    if self.remove(&key, &entry, other.map(|other| (&other_key, other)))? {
+                        *tick.collected.entry(cause).or_default() += 1;
+                    }
+                }
+                // Its flow may just have been removed, with the other half.
+                Verdict::Restore(_) if self.table.look_up(&key)?.is_none_or(|now| now.to != entry.to) => {}
+                Verdict::Restore(other) => tick.restored += u64::from(self.table.add(&other_key, &other)?),
+            }
+        }
+        Ok(more)
+    }
+
+    fn conclude(&mut self, round: &mut Round) {
+        let used = self.met.values().sum::<u64>();
+        let size = self.table.size();
+        // A table evicts before it is quite full, since each CPU keeps some free entries.
+        self.has_room = used < u64::from(size) / 8 * 7;
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            let count = self.met.remove(&protocol).unwrap_or_default();
+            round.flow_entries.insert((A::FAMILY, protocol), count);
+        }
+        round.maps.push(map_use(self.table.name(), used, size));
+    }
+}
+
+/// A table of entries that stand alone.
+pub(super) struct Records<K, V> {
+    table: Table<K, V>,
+    walk: Walk,
+    met: u64,
+    is_over: Box<IsOver<K, V>>,
+}
+
+type IsOver<K, V> = dyn Fn(&Judge, &K, &V) -> Result<bool> + Send;
+
+pub(super) fn affinities<A: Address>(pins: &Pins, name: &'static str) -> Result<Records<AffinityKey<A>, Affinity>>
+where
+    AffinityKey<A>: Plain,
+{
+    let service_ports = Table::<u32, ServicePort>::open(pins, "SERVICE_PORTS")?;
+    Records::open(pins, name, move |judge, key: &AffinityKey<A>, entry| {
+        let service_port = service_ports.look_up(&key.service_port)?;
+        Ok(judge.affinity(entry, service_port.map_or(0, |service_port| service_port.affinity)))
+    })
+}
+
+pub(super) fn fragments<A: Address>(pins: &Pins, name: &'static str) -> Result<Records<FragmentKey<A>, Fragment>>
+where
+    FragmentKey<A>: Plain,
+{
+    Records::open(pins, name, |judge, _: &FragmentKey<A>, entry| Ok(judge.fragment(entry, A::FAMILY)))
+}
+
+impl<K, V> Records<K, V>
+where
+    K: Plain + TryFromBytes + KnownLayout + Immutable,
+    V: Plain + PartialEq + TryFromBytes + KnownLayout + Immutable,
+{
+    fn open(
+        pins: &Pins,
+        name: &'static str,
+        is_over: impl Fn(&Judge, &K, &V) -> Result<bool> + Send + 'static,
+    ) -> Result<Self> {
+        let table = Table::open(pins, name)?;
+        Ok(Self { table, walk: Walk::default(), met: 0, is_over: Box::new(is_over) })
+    }
+}
+
+impl<K, V> Stage for Records<K, V>
+where
+    K: Plain + TryFromBytes + KnownLayout + Immutable,
+    V: Plain + PartialEq + TryFromBytes + KnownLayout + Immutable,
+{
+    fn step(&mut self, now: u64, times: &IdleTimes, _: &mut Tick) -> Result<bool> {
+        let more = self.table.read(&mut self.walk, BATCH)?;
+        let judge = Judge { now, times: *times, has_room: true };
+        for entry in self.table.entries(&self.walk) {
+            let (key, entry) = entry?;
+            self.met += 1;
+            if !(self.is_over)(&judge, &key, &entry)? {
+                continue;
+            }
+            // One that was used meanwhile is back at once.
+            if let Some(taken) = self.table.take(&key)?.filter(|taken| *taken != entry) {
+                self.table.add(&key, &taken)?;
+            }
+        }
+        Ok(more)
+    }
+
+    fn conclude(&mut self, round: &mut Round) {
+        round.maps.push(map_use(self.table.name(), std::mem::take(&mut self.met), self.table.size()));
+    }
+}
+
+fn map_use(name: &'static str, used: u64, size: u32) -> MapUse {
+    MapUse { name, used: usize::try_from(used).unwrap_or(usize::MAX), size }
+}
