@@ -29,6 +29,3 @@ macro_rules! plain {
 }
 
 pub(crate) use plain;
-
-// The key of an array.
-plain!(u32, 4);

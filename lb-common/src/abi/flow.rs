@@ -88,8 +88,6 @@ pub struct Affinity {
     pub last_used: u64,
 }
 
-plain!(Affinity, 16);
-
 /// Key of `FRAGMENTS_4` and `FRAGMENTS_6`: what the fragments of a packet have in common (RFC 791, RFC 8200).
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]
@@ -127,8 +125,6 @@ pub struct Fragment {
     /// When the first fragment was seen: nanoseconds of `CLOCK_MONOTONIC`.
     pub seen: u64,
 }
-
-plain!(Fragment, 16);
 
 /// Value of `INTERFACES`, whose key is the index of a pod's host-side interface.
 #[repr(C)]

@@ -103,13 +103,9 @@ impl Judge {
         let expired = |flow, mirror| is_expired(protocol, flow, mirror, self.now, &self.times);
         match other {
             // Without the client's half nothing tells how far the flow has come. It is a single half then.
-            None => entry.hook == Hook::FromPod && expired(entry, None),
-            Some(other) => match (entry.hook, other.hook) {
-                (Hook::FromPod, Hook::ToPod) => expired(entry, Some(other)),
-                (Hook::ToPod, Hook::FromPod) => expired(other, Some(entry)),
-                // A pod that talks to itself: which half is whose does not show.
-                _ => expired(entry, Some(other)) && expired(other, Some(entry)),
-            },
+            None => is_clients(entry) && expired(entry, None),
+            Some(other) if is_clients(entry) => expired(entry, Some(other)),
+            Some(other) => expired(other, Some(entry)),
         }
     }
 
@@ -132,17 +128,18 @@ impl Judge {
     }
 }
 
-/// The half for the replies to a client. None when the entry is no client's half of a flow between two parties.
+/// Whether it is the half for what the client sends.
+pub(super) const fn is_clients<A>(entry: &Flow<A>) -> bool {
+    matches!(entry.hook, Hook::FromPod | Hook::Hairpin)
+}
+
+/// The half for the replies, as the programs make it, but no younger than the client's. None when the entry is that half.
 fn mirror<A: Address>(key: &Tuple<A>, entry: &Flow<A>) -> Option<Flow<A>> {
-    let is_clients = entry.hook == Hook::FromPod && entry.to.source == key.source;
-    is_clients.then(|| Flow {
-        to: key.swap(),
-        hook: Hook::ToPod,
-        fin: false,
-        reset: false,
-        established: false,
-        packets: 0,
-        bytes: 0,
-        ..*entry
-    })
+    let hook = match entry.hook {
+        Hook::FromPod => Hook::ToPod,
+        Hook::Hairpin => Hook::HairpinReply,
+        Hook::ToPod | Hook::HairpinReply => return None,
+    };
+    let to = key.swap();
+    Some(Flow { to, hook, fin: false, reset: false, established: false, packets: 0, bytes: 0, ..*entry })
 }

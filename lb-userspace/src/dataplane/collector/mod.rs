@@ -89,7 +89,7 @@ impl Collector {
     /// Works for half a millisecond or a little longer.
     ///
     /// # Errors
-    /// When the kernel refuses, or an entry is none of this layout. The next tick goes on behind it.
+    /// When the kernel refuses, or an entry is none of this layout. The next tick goes on with the next table.
     pub fn tick(&mut self) -> Result<Tick> {
         let begun = Instant::now();
         let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
@@ -102,9 +102,11 @@ impl Collector {
                 self.begun = Instant::now() + tick.pause;
                 break;
             };
-            if !stage.step(now, &self.times, &mut tick)? {
+            let step = stage.step(now, &self.times, &mut tick);
+            if !matches!(step, Ok(true)) {
                 self.at += 1;
             }
+            step?;
         }
         Ok(tick)
     }

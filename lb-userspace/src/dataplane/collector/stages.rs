@@ -6,16 +6,16 @@ use anyhow::Result;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendState, Flow, Fragment, FragmentKey, IdleTimes, ServicePort,
 };
-use lb_common::{Address, Plain, Protocol, Tuple};
-use zerocopy::{Immutable, KnownLayout, TryFromBytes};
+use lb_common::{Address, Protocol, Tuple};
 
-use super::judge::{Judge, Verdict};
+use super::judge::{Judge, Verdict, is_clients};
 use super::{Round, Tick};
-use crate::dataplane::table::{Table, Walk};
-use crate::dataplane::{MapUse, Pins};
+use crate::dataplane::{Entry, MapUse, Pins, Table, Walk};
 
 /// Entries at a time: what takes a tenth of a millisecond when all are to stay, and half of one when all are to go.
 const BATCH: usize = 256;
+/// In which rounds each half of a flow is judged by itself: one of so many.
+const EACH_HALF: u32 = 4;
 
 /// A table and how far this round has come in it.
 pub(super) trait Stage {
@@ -26,19 +26,25 @@ pub(super) trait Stage {
     fn conclude(&mut self, round: &mut Round);
 }
 
-pub(super) struct Flows<A> {
+pub(super) struct Flows<A: Address>
+where
+    Tuple<A>: Entry,
+    Flow<A>: Entry,
+    Backend<A>: Entry,
+{
     table: Table<Tuple<A>, Flow<A>>,
     backends: Table<u32, Backend<A>>,
     walk: Walk,
     met: BTreeMap<Protocol, u64>,
     has_room: bool,
+    rounds: u32,
 }
 
 impl<A: Address> Flows<A>
 where
-    Tuple<A>: Plain,
-    Flow<A>: Plain,
-    Backend<A>: Plain,
+    Tuple<A>: Entry,
+    Flow<A>: Entry,
+    Backend<A>: Entry,
 {
     pub(super) fn open(pins: &Pins, flows: &'static str, backends: &'static str) -> Result<Self> {
         Ok(Self {
@@ -47,12 +53,13 @@ where
             walk: Walk::default(),
             met: BTreeMap::new(),
             has_room: true,
+            rounds: 0,
         })
     }
 
     fn is_current(&self, backend: u32, generation: u32) -> bool {
         // What cannot be read is no reason to remove a flow.
-        let Ok(backend) = self.backends.look_up(&backend) else { return true };
+        let Ok(backend) = self.backends.get(&backend) else { return true };
         backend.is_some_and(|backend| {
             backend.generation == generation && matches!(backend.state, BackendState::Active | BackendState::Draining)
         })
@@ -86,21 +93,23 @@ where
 
 impl<A: Address> Stage for Flows<A>
 where
-    Tuple<A>: Plain,
-    Flow<A>: Plain,
-    Backend<A>: Plain,
+    Tuple<A>: Entry,
+    Flow<A>: Entry,
+    Backend<A>: Entry,
 {
     fn step(&mut self, now: u64, times: &IdleTimes, tick: &mut Tick) -> Result<bool> {
         let more = self.table.read(&mut self.walk, BATCH)?;
         let judge = Judge { now, times: *times, has_room: self.has_room };
-        for entry in self.table.entries(&self.walk) {
+        // Whole flows are judged by their clients' halves. So the others are looked at for single ones among them only.
+        let is_for_all = self.rounds.is_multiple_of(EACH_HALF);
+        for entry in self.table.batch(&self.walk) {
             let (key, entry) = entry?;
             *self.met.entry(key.protocol).or_default() += 1;
-            if !judge.is_idle(&entry) {
+            if !judge.is_idle(&entry) || !(is_for_all || is_clients(&entry)) {
                 continue;
             }
             let other_key = entry.to.swap();
-            let other = self.table.look_up(&other_key)?;
+            let other = self.table.get(&other_key)?;
             match judge.flow(&key, &entry, other.as_ref(), |id, generation| self.is_current(id, generation)) {
                 Verdict::Keep => {}
                 Verdict::Remove(cause) => {
@@ -110,7 +119,7 @@ where
                     }
                 }
                 // Its flow may just have been removed, with the other half.
-                Verdict::Restore(_) if self.table.look_up(&key)?.is_none_or(|now| now.to != entry.to) => {}
+                Verdict::Restore(_) if self.table.get(&key)?.is_none_or(|now| now.to != entry.to) => {}
                 Verdict::Restore(other) => tick.restored += u64::from(self.table.add(&other_key, &other)?),
             }
         }
@@ -118,6 +127,7 @@ where
     }
 
     fn conclude(&mut self, round: &mut Round) {
+        self.rounds = self.rounds.wrapping_add(1);
         let used = self.met.values().sum::<u64>();
         let size = self.table.size();
         // A table evicts before it is quite full, since each CPU keeps some free entries.
@@ -131,7 +141,7 @@ where
 }
 
 /// A table of entries that stand alone.
-pub(super) struct Records<K, V> {
+pub(super) struct Records<K: Entry, V: Entry> {
     table: Table<K, V>,
     walk: Walk,
     met: u64,
@@ -142,27 +152,23 @@ type IsOver<K, V> = dyn Fn(&Judge, &K, &V) -> Result<bool> + Send;
 
 pub(super) fn affinities<A: Address>(pins: &Pins, name: &'static str) -> Result<Records<AffinityKey<A>, Affinity>>
 where
-    AffinityKey<A>: Plain,
+    AffinityKey<A>: Entry + 'static,
 {
     let service_ports = Table::<u32, ServicePort>::open(pins, "SERVICE_PORTS")?;
     Records::open(pins, name, move |judge, key: &AffinityKey<A>, entry| {
-        let service_port = service_ports.look_up(&key.service_port)?;
+        let service_port = service_ports.get(&key.service_port)?;
         Ok(judge.affinity(entry, service_port.map_or(0, |service_port| service_port.affinity)))
     })
 }
 
 pub(super) fn fragments<A: Address>(pins: &Pins, name: &'static str) -> Result<Records<FragmentKey<A>, Fragment>>
 where
-    FragmentKey<A>: Plain,
+    FragmentKey<A>: Entry + 'static,
 {
     Records::open(pins, name, |judge, _: &FragmentKey<A>, entry| Ok(judge.fragment(entry, A::FAMILY)))
 }
 
-impl<K, V> Records<K, V>
-where
-    K: Plain + TryFromBytes + KnownLayout + Immutable,
-    V: Plain + PartialEq + TryFromBytes + KnownLayout + Immutable,
-{
+impl<K: Entry, V: Entry> Records<K, V> {
     fn open(
         pins: &Pins,
         name: &'static str,
@@ -173,15 +179,11 @@ where
     }
 }
 
-impl<K, V> Stage for Records<K, V>
-where
-    K: Plain + TryFromBytes + KnownLayout + Immutable,
-    V: Plain + PartialEq + TryFromBytes + KnownLayout + Immutable,
-{
+impl<K: Entry, V: Entry + PartialEq> Stage for Records<K, V> {
     fn step(&mut self, now: u64, times: &IdleTimes, _: &mut Tick) -> Result<bool> {
         let more = self.table.read(&mut self.walk, BATCH)?;
         let judge = Judge { now, times: *times, has_room: true };
-        for entry in self.table.entries(&self.walk) {
+        for entry in self.table.batch(&self.walk) {
             let (key, entry) = entry?;
             self.met += 1;
             if !(self.is_over)(&judge, &key, &entry)? {
