@@ -64,7 +64,7 @@ pub struct Address4 {
 
 /// An IPv6 address.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Address6 {
     /// Most significant octet first.
     pub octets: [u8; 16],
@@ -76,6 +76,12 @@ impl PartialEq for Address6 {
     fn eq(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.as_words(), other.as_words());
         (ours[0] ^ theirs[0]) | (ours[1] ^ theirs[1]) | (ours[2] ^ theirs[2]) | (ours[3] ^ theirs[3]) == 0
+    }
+}
+
+impl Hash for Address6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.octets.hash(state);
     }
 }
 

@@ -22,7 +22,6 @@ pub const fn mix(word: u64) -> u64 {
 /// Hash of a client's packet for its `attempt`-th choice of a backend (0 for the first).
 #[inline(always)]
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "the upper half")]
 pub fn selection<A: Address>(tuple: &Tuple<A>, seed: u64, attempt: u32) -> u32 {
     let state = A::digest(tuple.source, tuple.destination, seed);
     (mix(state ^ tuple.ports_word() ^ u64::from(attempt) << 48) >> 32) as u32
@@ -41,7 +40,7 @@ mod tests {
 
     use super::*;
     use crate::Address4;
-    use crate::tuple::{Protocol, Tuple4, Zero};
+    use crate::tuple::{InterfaceIndex, Protocol, Tuple4};
 
     fn tuple(source: [u8; 4], source_port: u16) -> Tuple4 {
         Tuple {
@@ -50,7 +49,7 @@ mod tests {
             source_port,
             destination_port: 80,
             protocol: Protocol::Tcp,
-            reserved: Zero::ZERO,
+            interface: InterfaceIndex::new(0),
         }
     }
 

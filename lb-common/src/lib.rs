@@ -21,4 +21,4 @@ pub mod wire;
 
 pub use addr::{Address, Address4, Address6, Family};
 pub use plain::Plain;
-pub use tuple::{Protocol, Tuple, Tuple4, Tuple6};
+pub use tuple::{InterfaceIndex, Protocol, Tuple, Tuple4, Tuple6};

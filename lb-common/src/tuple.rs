@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use crate::addr::{Address, Address4, Address6};
-use crate::plain::{Plain, plain};
+use crate::plain::plain;
 
 /// A transport protocol that services can have, with its IANA number.
 #[repr(u8)]
@@ -46,7 +46,34 @@ impl<const N: usize> Zero<N> {
     pub const ZERO: Self = Self([0; N]);
 }
 
-/// Source and destination of a packet with their ports.
+/// Index of a network interface, its lower 24 bits, least significant byte first: what fits beside the protocol.
+///
+/// Two interfaces of a node are confused only when 16,777,216 others were made between them and both are still there.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct InterfaceIndex([u8; 3]);
+
+impl InterfaceIndex {
+    /// Of an index as the kernel gives it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(index: u32) -> Self {
+        let [a, b, c, _] = index.to_le_bytes();
+        Self([a, b, c])
+    }
+
+    /// The index.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        let [a, b, c] = self.0;
+        u32::from_le_bytes([a, b, c, 0])
+    }
+}
+
+/// Source and destination of a packet with their ports, and the client whose packet it is.
+///
+/// The same addresses and ports at two interfaces are two tuples: what one pod sends, whatever source address it claims,
+/// never makes an entry for the packets of another.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]
 pub struct Tuple<A> {
@@ -60,8 +87,8 @@ pub struct Tuple<A> {
     pub destination_port: u16,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Always zero.
-    pub reserved: Zero<3>,
+    /// The client's host-side interface.
+    pub interface: InterfaceIndex,
 }
 
 /// A tuple of IPv4.
@@ -83,7 +110,7 @@ impl<A: Address> Tuple<A> {
             source_port: self.destination_port,
             destination_port: self.source_port,
             protocol: self.protocol,
-            reserved: self.reserved,
+            interface: self.interface,
         }
     }
 
@@ -106,6 +133,7 @@ impl<A: Address> Tuple<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plain::Plain as _;
 
     fn tuple() -> Tuple4 {
         Tuple {
@@ -114,7 +142,7 @@ mod tests {
             source_port: 40_000,
             destination_port: 80,
             protocol: Protocol::Tcp,
-            reserved: Zero::ZERO,
+            interface: InterfaceIndex::new(7),
         }
     }
 

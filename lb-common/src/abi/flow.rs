@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use crate::addr::{Address4, Address6};
 use crate::plain::plain;
-use crate::tuple::{Protocol, Tuple, Zero};
+use crate::tuple::{InterfaceIndex, Protocol, Tuple, Zero};
 
 /// The place at which a flow's packets are rewritten. A packet may cross several hooks of a node.
 #[repr(u8)]
@@ -29,8 +29,6 @@ pub struct Flow<A> {
     pub generation: u32,
     /// The service port that was dialled.
     pub service_port: u32,
-    /// Index of the client's host-side interface: an entry applies there only, so that no pod can make one for another.
-    pub interface: u32,
     /// Where the entry applies.
     pub hook: Hook,
     /// This direction carried a FIN.
@@ -39,8 +37,6 @@ pub struct Flow<A> {
     pub reset: bool,
     /// The client has sent more than a SYN. Of the client's direction only.
     pub established: bool,
-    /// Always zero.
-    pub reserved: Zero<4>,
     /// Time of the latest packet: nanoseconds of `CLOCK_MONOTONIC`, to the precision of a timer tick.
     pub last_seen: u64,
     /// Packets of this direction, the first one included. A segmentation-offloaded packet counts as one.
@@ -54,8 +50,8 @@ pub type Flow4 = Flow<Address4>;
 /// Of IPv6.
 pub type Flow6 = Flow<Address6>;
 
-plain!(Flow4, 64);
-plain!(Flow6, 88);
+plain!(Flow4, 56);
+plain!(Flow6, 80);
 
 impl<A> Flow<A> {
     /// In [`Flow::backend`]: none.
@@ -104,8 +100,8 @@ pub struct FragmentKey<A> {
     pub id: u32,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Always zero.
-    pub reserved: Zero<3>,
+    /// Where they were seen.
+    pub interface: InterfaceIndex,
 }
 
 /// Of IPv4.
@@ -124,16 +120,16 @@ pub struct Fragment {
     pub source_port: u16,
     /// Destination port, in the byte order of the machine.
     pub destination_port: u16,
-    /// Index of the interface at which the first fragment was seen.
-    pub interface: u32,
-    /// When: nanoseconds of `CLOCK_MONOTONIC`.
+    /// Always zero.
+    pub reserved: Zero<4>,
+    /// When the first fragment was seen: nanoseconds of `CLOCK_MONOTONIC`.
     pub seen: u64,
 }
 
 /// Value of `INTERFACES`, whose key is the index of a pod's host-side interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Interface {
+pub struct PodInterface {
     /// Id of the pod's network namespace, as the node's namespace numbers them; -1 when unknown.
     pub netns_id: i32,
 }

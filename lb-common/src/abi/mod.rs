@@ -12,7 +12,7 @@ mod settings;
 
 pub use self::flow::{
     Affinity, AffinityKey, AffinityKey4, AffinityKey6, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
-    FragmentKey6, Hook, Interface, TokenBucket,
+    FragmentKey6, Hook, PodInterface, TokenBucket,
 };
 pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};
 pub use self::reason::Reason;
