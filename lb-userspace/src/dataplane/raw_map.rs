@@ -72,8 +72,13 @@ impl RawMap {
 
     fn element(&self, command: libc::c_int, key: &[u8], value: &mut [u8], flags: u64) -> nix::Result<()> {
         assert_eq!((key.len(), value.len()), self.sizes());
-        let mut attribute =
-            Element { map_fd: self.fd(), reserved: 0, key: key.as_ptr() as u64, value: value.as_mut_ptr() as u64, flags };
+        let mut attribute = Element {
+            map_fd: self.fd(),
+            reserved: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            flags,
+        };
         // SAFETY: key and value have the sizes of the map's.
         unsafe { bpf(command, &mut attribute) }
     }

@@ -4,7 +4,6 @@ use std::io;
 use std::marker::PhantomData;
 
 use anyhow::{Context, Result, ensure};
-use aya::Pod;
 use lb_common::abi::{
     Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Flow4, Flow6, Fragment, FragmentKey4, FragmentKey6,
     Frontend, FrontendKey4, FrontendKey6, PodInterface, ServiceName, ServicePort, Vip,
@@ -19,7 +18,7 @@ use super::raw_map::{Put, RawMap, Walk};
 /// A key or value: what the kernel gives and takes as bytes.
 pub trait Entry: Copy + TryFromBytes + KnownLayout + Immutable {
     /// As many as the type has.
-    type Bytes: Pod + IntoBytes + Immutable;
+    type Bytes: IntoBytes + Immutable;
 
     /// The bytes, as they lie in memory.
     fn to_bytes(&self) -> Self::Bytes;
@@ -85,7 +84,7 @@ impl<K: Entry, V: Entry> Table<K, V> {
 
     /// The entries of the last batch.
     pub fn batch(&self, walk: &Walk) -> impl Iterator<Item = Result<(K, V)>> {
-        walk.entries(self.map.sizes()).map(|(key, value)| Ok((self.parse(key)?, self.parse(value)?)))
+        walk.entries(self.map.sizes()).map(|(key, value)| Ok((parse(self.name, key)?, parse(self.name, value)?)))
     }
 
     /// All entries at this moment, roughly: they come and go meanwhile.
@@ -128,7 +127,7 @@ impl<K: Entry, V: Entry> Table<K, V> {
         let mut value = vec![0; size_of::<V>()];
         let found = self.map.look_up(key.to_bytes().as_bytes(), &mut value);
         let found = found.with_context(|| format!("cannot read {}", self.name))?;
-        found.then(|| self.parse(&value)).transpose()
+        found.then(|| parse(self.name, &value)).transpose()
     }
 
     /// Adds a key, or gives it another value.
@@ -169,13 +168,13 @@ impl<K: Entry, V: Entry> Table<K, V> {
         let mut value = vec![0; size_of::<V>()];
         let found = self.map.take(key.to_bytes().as_bytes(), &mut value);
         let found = found.with_context(|| format!("cannot write to {}", self.name))?;
-        found.then(|| self.parse(&value)).transpose()
+        found.then(|| parse(self.name, &value)).transpose()
     }
+}
 
-    /// Other processes of the node may write to a map: what is read is checked.
-    fn parse<T: Entry>(&self, bytes: &[u8]) -> Result<T> {
-        T::try_read_from_bytes(bytes)
-            .ok()
-            .with_context(|| format!("an entry of {} is none of this layout: {bytes:02x?}", self.name))
-    }
+/// Other processes of the node may write to a map: what is read is checked.
+pub(super) fn parse<T: Entry>(map: &str, bytes: &[u8]) -> Result<T> {
+    T::try_read_from_bytes(bytes)
+        .ok()
+        .with_context(|| format!("an entry of {map} is none of this layout: {bytes:02x?}"))
 }

@@ -115,7 +115,11 @@ fn datagrams_need_a_backend_that_serves_and_connections_do_not() {
 fn a_lost_mirror_comes_back_while_there_is_room() {
     let [(from, flow), (key, mirror)] = pair::<Address6>(Protocol::Tcp, 3600);
     let Verdict::Restore(restored) = judge().flow(&from, &flow, None, |_, _| true) else { panic!("not restored") };
-    assert_eq!(restored, Flow { packets: 0, bytes: 0, ..mirror }, "as the programs make it, and no younger than the flow");
+    assert_eq!(
+        restored,
+        Flow { packets: 0, bytes: 0, ..mirror },
+        "as the programs make it, and no younger than the flow"
+    );
     assert_eq!(verdict(&judge(), &[(from, flow), (key, restored)], true), Verdict::Keep);
     let hairpin = Flow { hook: Hook::Hairpin, ..flow };
     let Verdict::Restore(restored) = judge().flow(&from, &hairpin, None, |_, _| true) else { panic!("not restored") };
@@ -159,7 +163,8 @@ fn clients_leave_their_backends_after_the_time_out_of_the_service_port() {
 
 #[test]
 fn fragments_are_waited_for_as_long_as_the_kernel_does() {
-    let fragment = |seconds| Fragment { source_port: 1, destination_port: 2, reserved: Zero::ZERO, seen: NOW - seconds * SECOND };
+    let fragment =
+        |seconds| Fragment { source_port: 1, destination_port: 2, reserved: Zero::ZERO, seen: NOW - seconds * SECOND };
     for (family, seconds) in [(Family::V4, 30), (Family::V6, 60)] {
         assert!(!judge().fragment(&fragment(seconds), family));
         assert!(judge().fragment(&fragment(seconds + 1), family));
