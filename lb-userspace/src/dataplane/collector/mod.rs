@@ -73,12 +73,12 @@ impl Collector {
         Ok(Self {
             times,
             stages: vec![
-                Box::new(Flows::<Address4>::open(pins, "FLOWS_4", "BACKENDS_4")?),
-                Box::new(Flows::<Address6>::open(pins, "FLOWS_6", "BACKENDS_6")?),
-                Box::new(stages::affinities::<Address4>(pins, "AFFINITY_4")?),
-                Box::new(stages::affinities::<Address6>(pins, "AFFINITY_6")?),
-                Box::new(stages::fragments::<Address4>(pins, "FRAGMENTS_4")?),
-                Box::new(stages::fragments::<Address6>(pins, "FRAGMENTS_6")?),
+                Box::new(Flows::<Address4>::open(pins)?),
+                Box::new(Flows::<Address6>::open(pins)?),
+                Box::new(stages::affinities::<Address4>(pins)?),
+                Box::new(stages::affinities::<Address6>(pins)?),
+                Box::new(stages::fragments::<Address4>(pins)?),
+                Box::new(stages::fragments::<Address6>(pins)?),
             ],
             at: 0,
             begun: Instant::now(),

@@ -10,7 +10,7 @@ use lb_common::{Address, Protocol, Tuple};
 
 use super::judge::{Judge, Verdict, is_clients};
 use super::{Round, Tick};
-use crate::dataplane::{Entry, MapUse, Pins, Table, Walk};
+use crate::dataplane::{Entry, MapUse, Names, Pins, Table, Walk};
 
 /// Entries at a time: what takes a tenth of a millisecond when all are to stay, and half of one when all are to go.
 const BATCH: usize = 256;
@@ -46,10 +46,11 @@ where
     Flow<A>: Entry,
     Backend<A>: Entry,
 {
-    pub(super) fn open(pins: &Pins, flows: &'static str, backends: &'static str) -> Result<Self> {
+    pub(super) fn open(pins: &Pins) -> Result<Self> {
+        let names = Names::of(A::FAMILY);
         Ok(Self {
-            table: Table::open(pins, flows)?,
-            backends: Table::open(pins, backends)?,
+            table: Table::open(pins, names.flows)?,
+            backends: Table::open(pins, names.backends)?,
             walk: Walk::default(),
             met: BTreeMap::new(),
             has_room: true,
@@ -66,26 +67,16 @@ where
     }
 
     /// Removes a flow unless it was used since it was read: its latest packet may be younger than the decision.
-    fn remove(&self, key: &Tuple<A>, entry: &Flow<A>, other: Option<(&Tuple<A>, &Flow<A>)>) -> Result<bool> {
-        let halves = [Some((key, entry)), other];
-        let mut taken = [None; 2];
-        for (half, taken) in halves.iter().zip(&mut taken) {
-            if let Some((key, _)) = half {
-                *taken = self.table.take(key)?;
-            }
+    fn remove(&self, half: (&Tuple<A>, &Flow<A>), other: Option<(&Tuple<A>, &Flow<A>)>) -> Result<bool> {
+        let halves = [Some(half), other].into_iter().flatten();
+        let taken = halves.map(|(key, seen)| Ok((key, seen, self.table.take(key)?))).collect::<Result<Vec<_>>>()?;
+        let taken: Vec<_> = taken.into_iter().filter_map(|(key, seen, taken)| Some((key, seen, taken?))).collect();
+        if taken.iter().all(|(_, seen, taken)| (taken.last_seen, taken.to) == (seen.last_seen, seen.to)) {
+            return Ok(!taken.is_empty());
         }
-        let is_used = |(half, taken): (&Option<(&Tuple<A>, &Flow<A>)>, &Option<Flow<A>>)| match (half, taken) {
-            (Some((_, seen)), Some(taken)) => taken.last_seen != seen.last_seen || taken.to != seen.to,
-            _ => false,
-        };
-        if !halves.iter().zip(&taken).any(is_used) {
-            return Ok(taken.iter().any(Option::is_some));
-        }
-        for (half, taken) in halves.iter().zip(&taken) {
-            if let (Some((key, _)), Some(taken)) = (half, taken) {
-                // Where there is one again, it is younger.
-                self.table.add(key, taken)?;
-            }
+        for (key, _, taken) in &taken {
+            // Where there is one again, it is younger.
+            self.table.add(key, taken)?;
         }
         Ok(false)
     }
@@ -114,7 +105,7 @@ where
                 Verdict::Keep => {}
                 Verdict::Remove(cause) => {
                     let other = other.as_ref().filter(|other| other.to == key.swap());
-                    if self.remove(&key, &entry, other.map(|other| (&other_key, other)))? {
+                    if self.remove((&key, &entry), other.map(|other| (&other_key, other)))? {
                         *tick.collected.entry(cause).or_default() += 1;
                     }
                 }
@@ -150,22 +141,24 @@ pub(super) struct Records<K: Entry, V: Entry> {
 
 type IsOver<K, V> = dyn Fn(&Judge, &K, &V) -> Result<bool> + Send;
 
-pub(super) fn affinities<A: Address>(pins: &Pins, name: &'static str) -> Result<Records<AffinityKey<A>, Affinity>>
+pub(super) fn affinities<A: Address>(pins: &Pins) -> Result<Records<AffinityKey<A>, Affinity>>
 where
     AffinityKey<A>: Entry + 'static,
 {
     let service_ports = Table::<u32, ServicePort>::open(pins, "SERVICE_PORTS")?;
-    Records::open(pins, name, move |judge, key: &AffinityKey<A>, entry| {
+    Records::open(pins, Names::of(A::FAMILY).affinity, move |judge, key: &AffinityKey<A>, entry| {
         let service_port = service_ports.get(&key.service_port)?;
         Ok(judge.affinity(entry, service_port.map_or(0, |service_port| service_port.affinity)))
     })
 }
 
-pub(super) fn fragments<A: Address>(pins: &Pins, name: &'static str) -> Result<Records<FragmentKey<A>, Fragment>>
+pub(super) fn fragments<A: Address>(pins: &Pins) -> Result<Records<FragmentKey<A>, Fragment>>
 where
     FragmentKey<A>: Entry + 'static,
 {
-    Records::open(pins, name, |judge, _: &FragmentKey<A>, entry| Ok(judge.fragment(entry, A::FAMILY)))
+    Records::open(pins, Names::of(A::FAMILY).fragments, |judge, _: &FragmentKey<A>, entry| {
+        Ok(judge.fragment(entry, A::FAMILY))
+    })
 }
 
 impl<K: Entry, V: Entry> Records<K, V> {
