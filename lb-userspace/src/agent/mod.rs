@@ -40,7 +40,7 @@ use services::Services;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What the maps can hold.
-const FAMILIES: &[Family] = &[Family::V4];
+const FAMILIES: &[Family] = &Family::ALL;
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -120,7 +120,7 @@ async fn serve(options: Options) -> Result<()> {
     object.pin(&options.pins)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node, observed.clone())?;
     collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
-    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone());
+    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone())?;
 
     input.read(&mut services);
     services.apply();

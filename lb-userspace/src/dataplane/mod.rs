@@ -17,6 +17,7 @@ mod maps;
 mod memory;
 mod object;
 mod pins;
+mod pod_interfaces;
 mod raw_map;
 mod shared_array;
 mod table;
@@ -30,6 +31,7 @@ pub(crate) use memory::give_memory_back;
 pub use object::{Handover, OBJECT, Object, Settings, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
+pub use pod_interfaces::PodInterfaces;
 pub use raw_map::Walk;
 pub use table::{Entry, Table};
 

@@ -59,8 +59,8 @@ where
     }
 
     fn is_current(&self, backend: u32, generation: u32) -> bool {
-        // What cannot be read is no reason to remove a flow.
-        let Ok(backend) = self.backends.get(&backend) else { return true };
+        // An entry that was never used is none: no protocol has the number 0.
+        let backend = self.backends.get(&backend).ok().flatten();
         backend.is_some_and(|backend| {
             backend.generation == generation && matches!(backend.state, BackendState::Active | BackendState::Draining)
         })
