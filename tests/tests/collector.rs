@@ -27,6 +27,14 @@ use viaduct_tests::{
 };
 
 const SECOND: u64 = 1_000_000_000;
+/// Short, since a machine may be up for some minutes only.
+const TIMES: IdleTimes = IdleTimes {
+    tcp_established: 600 * SECOND,
+    tcp_closed: 60 * SECOND,
+    unreplied: 60 * SECOND,
+    udp: 60 * SECOND,
+    ..IdleTimes::DEFAULT
+};
 
 /// Pinned maps that nobody else uses.
 struct Maps {
@@ -52,7 +60,7 @@ impl Maps {
     }
 
     fn collector(&self) -> Collector {
-        Collector::open(&self.pins, IdleTimes::DEFAULT).unwrap()
+        Collector::open(&self.pins, TIMES).unwrap()
     }
 }
 
@@ -129,9 +137,9 @@ where
     for number in 0..flows {
         let pair = match number % 5 {
             0 => pair(number, Protocol::Tcp, 1),
-            1 => pair(number, Protocol::Tcp, 3600),
-            2 => pair(number, Protocol::Tcp, 180).map(|(key, entry)| (key, Flow { fin: true, ..entry })),
-            3 => pair(number, Protocol::Udp, 240),
+            1 => pair(number, Protocol::Tcp, 90),
+            2 => pair(number, Protocol::Tcp, 90).map(|(key, entry)| (key, Flow { fin: true, ..entry })),
+            3 => pair(number, Protocol::Udp, 90),
             // There is no such backend.
             _ => pair(number, Protocol::Udp, 20),
         };
@@ -208,7 +216,7 @@ fn a_flow_that_is_used_while_it_is_collected_keeps_both_halves() {
     const FLOWS: u32 = 50_000;
     let maps = Maps::new(1 << 18);
     let table = maps.table::<Tuple4, Flow4>("FLOWS_4");
-    for (key, entry) in (0..FLOWS).flat_map(|number| pair(number, Protocol::Udp, 3600)) {
+    for (key, entry) in (0..FLOWS).flat_map(|number| pair(number, Protocol::Udp, 90)) {
         table.insert(&key, &entry).unwrap();
     }
     // In the order in which the collector comes by.

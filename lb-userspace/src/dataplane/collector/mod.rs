@@ -22,11 +22,9 @@ pub use self::judge::Cause;
 use self::stages::{Flows, Stage};
 use super::{MapUse, Pins};
 
-/// A tick ends with the first batch after this time. With [`PAUSE`] that is two hundredths of one CPU at most, and less
+/// A tick ends with the first batch after this time. With [`Collector::PAUSE`] that is two hundredths of one CPU at most, and less
 /// than a minute for a table of a million entries.
 const WORK: Duration = Duration::from_micros(500);
-/// Between two ticks of one round.
-const PAUSE: Duration = Duration::from_millis(25);
 /// From the beginning of one round to that of the next.
 const ROUND: Duration = Duration::from_secs(10);
 
@@ -63,6 +61,9 @@ pub struct Round {
 }
 
 impl Collector {
+    /// Between two ticks of one round.
+    pub const PAUSE: Duration = Duration::from_millis(25);
+
     /// Opens the pinned maps.
     ///
     /// # Errors
@@ -82,7 +83,7 @@ impl Collector {
             ],
             at: 0,
             begun: Instant::now(),
-            round: ROUND.min(shortest.max(PAUSE)),
+            round: ROUND.min(shortest.max(Self::PAUSE)),
         })
     }
 
@@ -94,11 +95,11 @@ impl Collector {
         let begun = Instant::now();
         let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let mut tick = Tick { pause: PAUSE, ..Tick::default() };
+        let mut tick = Tick { pause: Self::PAUSE, ..Tick::default() };
         while begun.elapsed() < WORK {
             let Some(stage) = self.stages.get_mut(self.at) else {
                 tick.round = Some(self.conclude());
-                tick.pause = self.round.saturating_sub(self.begun.elapsed()).max(PAUSE);
+                tick.pause = self.round.saturating_sub(self.begun.elapsed()).max(Self::PAUSE);
                 self.begun = Instant::now() + tick.pause;
                 break;
             };
