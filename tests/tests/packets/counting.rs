@@ -1,7 +1,5 @@
 //! Drops and their reasons, counters, and the cost in map look-ups.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context as _, Result};
 use aya::maps::Array;
 use lb_common::Protocol;
