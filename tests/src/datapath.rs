@@ -12,7 +12,7 @@ use lb_common::Protocol;
 use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
-use lb_userspace::state::{Limits, State};
+use lb_userspace::state::{Limits, State, Write};
 
 use crate::reaper::Reaper;
 
@@ -155,6 +155,13 @@ impl Datapath {
         let result = self.state.reconcile(&self.plan);
         ensure!(result.shortages.is_empty(), "{:?}", result.shortages);
         self.maps.write(&result.writes)
+    }
+
+    /// What an agent would write that starts now, and is to serve the same.
+    pub fn writes_of_a_successor(&self) -> Result<Vec<Write>> {
+        let mut state = State::adopt(self.maps.read()?, self.maps.limits());
+        state.verify(|range| self.maps.slots(range));
+        Ok(state.reconcile(&self.plan).writes)
     }
 
     /// Runs a packet through `from_pod`.
