@@ -52,33 +52,27 @@ impl RawMap {
     }
 
     pub(super) fn look_up(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-        found(self.element(BPF_MAP_LOOKUP_ELEM, key, value, 0))
+        found(self.element(BPF_MAP_LOOKUP_ELEM, key, Some(value), 0))
     }
 
     /// Looks a key up and removes it, in one step.
     pub(super) fn take(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-        found(self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value, 0))
+        found(self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, Some(value), 0))
     }
 
     pub(super) fn put(&self, key: &[u8], value: &[u8], put: Put) -> io::Result<()> {
-        // The kernel only reads what this command points to.
-        Ok(self.element(BPF_MAP_UPDATE_ELEM, key, &mut value.to_vec(), put as u64)?)
+        // A copy, since the kernel writes with other commands.
+        Ok(self.element(BPF_MAP_UPDATE_ELEM, key, Some(&mut value.to_vec()), put as u64)?)
     }
 
     pub(super) fn remove(&self, key: &[u8]) -> io::Result<bool> {
-        // This command takes no value.
-        found(self.element(BPF_MAP_DELETE_ELEM, key, &mut vec![0; self.value], 0))
+        found(self.element(BPF_MAP_DELETE_ELEM, key, None, 0))
     }
 
-    fn element(&self, command: libc::c_int, key: &[u8], value: &mut [u8], flags: u64) -> nix::Result<()> {
-        assert_eq!((key.len(), value.len()), self.sizes());
-        let mut attribute = Element {
-            map_fd: self.fd(),
-            reserved: 0,
-            key: key.as_ptr() as u64,
-            value: value.as_mut_ptr() as u64,
-            flags,
-        };
+    fn element(&self, command: libc::c_int, key: &[u8], value: Option<&mut [u8]>, flags: u64) -> nix::Result<()> {
+        assert!(key.len() == self.key && value.as_ref().is_none_or(|value| value.len() == self.value));
+        let value = value.map_or(0, |value| value.as_mut_ptr() as u64);
+        let mut attribute = Element { map_fd: self.fd(), reserved: 0, key: key.as_ptr() as u64, value, flags };
         // SAFETY: key and value have the sizes of the map's.
         unsafe { bpf(command, &mut attribute) }
     }
