@@ -67,6 +67,7 @@ pub mod server;
 pub mod statistics;
 pub mod wiring;
 
+pub use addresses::Family;
 pub use agent::Agent;
 pub use apiserver::ApiServer;
 pub use client::{HttpAnswer, HttpConnection, Tally, bulk_http, bulk_udp, http_get};
