@@ -6,6 +6,7 @@
 //! - `input`: what the source tells, into the model, and when it has told enough;
 //! - `services`: from the model to the maps;
 //! - `coverage`: programs on interfaces;
+//! - `collecting`: what no packet needs any more goes;
 //! - `problems`: what cannot be served as it is written, logged when it comes and when it goes.
 
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use crate::model::Family;
 use crate::observe::{self, Health, Metrics};
 use crate::source::kube;
 
+mod collecting;
 mod coverage;
 mod input;
 mod problems;
@@ -116,6 +118,7 @@ async fn serve(options: Options) -> Result<()> {
     let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
     object.pin(&options.pins)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options, observed.clone())?;
+    collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
     let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone())?;
 
     input.read(&mut services);

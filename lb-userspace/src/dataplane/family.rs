@@ -1,6 +1,5 @@
 //! The maps that there are once for each address family.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
@@ -137,12 +136,12 @@ where
         };
         let backends = backends.iter().filter(in_use).count();
         Ok(vec![
-            used(&self.frontends),
-            used(&self.vips),
+            used(&self.frontends)?,
+            used(&self.vips)?,
             MapUse { name: self.names.backends, used: backends, size: self.backends.len() },
-            used(&self.flows),
-            used(&self.affinity),
-            used(&self.fragments),
+            used(&self.flows)?,
+            used(&self.affinity)?,
+            used(&self.fragments)?,
         ])
     }
 
@@ -201,8 +200,6 @@ where
     }
 }
 
-fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> MapUse {
-    // While entries come and go, the kernel may name one twice.
-    let keys: HashSet<K::Bytes> = table.keys().flatten().collect();
-    MapUse { name: table.name(), used: keys.len(), size: table.size() }
+fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> Result<MapUse> {
+    Ok(MapUse { name: table.name(), used: table.count()?, size: table.size() })
 }

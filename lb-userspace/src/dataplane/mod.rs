@@ -4,10 +4,12 @@
 //! - [`Object`]: the programs, loaded with their maps.
 //! - [`Maps`], [`FamilyMaps`], [`Table`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
 //! - [`attach`]: programs on interfaces.
+//! - [`Collector`]: removes what no packet needs any more.
 //!
-//! All `unsafe` of the agent is in `shared_array`, `grace` and `memory`.
+//! All `unsafe` of the agent is in `shared_array`, `raw_map`, `grace` and `memory`.
 
 pub mod attach;
+mod collector;
 mod family;
 mod figures;
 mod grace;
@@ -16,9 +18,11 @@ mod memory;
 mod object;
 mod pins;
 mod pod_interfaces;
+mod raw_map;
 mod shared_array;
 mod table;
 
+pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
 pub use figures::Figures;
 pub use grace::wait_for_grace_period;
@@ -28,6 +32,7 @@ pub use object::{Handover, OBJECT, Object, Settings, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
+pub use raw_map::Walk;
 pub use table::{Entry, Table};
 
 use lb_common::abi::{

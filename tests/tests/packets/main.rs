@@ -5,6 +5,7 @@
 mod adoption;
 mod changes;
 mod counting;
+mod lifetime;
 mod ports;
 mod translation;
 
