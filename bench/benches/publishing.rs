@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::dataplane::{Handover, Maps, OBJECT, Object, Pins, Settings, Sizes};
+use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::plan::{Plan, plan};
 use lb_userspace::state::State;
 use viaduct_bench::{LIMITS, SERVICES, empty_state, model, slice};
@@ -19,12 +19,7 @@ fn main() -> Result<()> {
     let pins = Pins::new(reaper.bpffs());
     pins.create()?;
     // No packet comes: the programs are loaded for the maps only.
-    Object::load(
-        OBJECT,
-        &pins,
-        &Sizes { limits: LIMITS, flows: 1024 },
-        Settings { seed: 0, mark: 0, handover: Handover::None },
-    )?;
+    Object::load(OBJECT, &pins, &Sizes { limits: LIMITS, flows: 1024, affinity: 1024 }, Settings::default())?;
     let mut maps = Maps::open(&pins, true)?;
 
     let mut model = model(SERVICES);

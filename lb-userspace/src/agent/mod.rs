@@ -38,7 +38,7 @@ use services::Services;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What the maps can hold.
-const FAMILIES: &[Family] = &[Family::V4];
+const FAMILIES: &[Family] = &Family::ALL;
 
 /// What an agent is started with.
 #[derive(Debug, Clone)]
@@ -117,7 +117,7 @@ async fn serve(options: Options) -> Result<()> {
     let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
     object.pin(&options.pins)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node, observed.clone())?;
-    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone());
+    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone())?;
 
     input.read(&mut services);
     services.apply();

@@ -22,6 +22,9 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// than everything else that the agent holds.
 const PART: usize = 256;
 
+/// Of each family, in the order of [`FAMILIES`].
+type LocalCounts = [u32; FAMILIES.len()];
+
 pub(super) struct Services {
     /// What should be served.
     model: Model,
@@ -40,7 +43,7 @@ pub(super) struct Services {
     /// Changes of endpoints that the maps do not show yet.
     waiting: Vec<Waiting>,
     /// Service ports of policy Local without endpoints on this node.
-    without_local: BTreeMap<ObjectName, u32>,
+    without_local: BTreeMap<ObjectName, LocalCounts>,
     started: SystemTime,
     observed: Observed,
 }
@@ -201,7 +204,10 @@ impl Services {
                 metrics.network_programmed(family, at.elapsed().unwrap_or_default());
             }
         }
-        metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, self.without_local.values().sum());
+        for (index, &family) in FAMILIES.iter().enumerate() {
+            let count = self.without_local.values().map(|counts| counts[index]).sum();
+            metrics.no_local_endpoints(TrafficPolicy::Internal, family, count);
+        }
     }
 
     fn observe_usage(&self) {
@@ -221,12 +227,16 @@ impl Services {
         let mut plan = Plan::default();
         for service in services {
             let part = plan_service(&self.model, service);
-            let without_local = part.service_ports.iter().filter(|(name, port)| {
-                (name.family, name.endpoints) == (Family::V4, model::TrafficPolicy::Local) && port.backends.is_empty()
-            });
-            match u32::try_from(without_local.count()).unwrap_or(u32::MAX) {
-                0 => self.without_local.remove(service),
-                count => self.without_local.insert(service.clone(), count),
+            let mut counts = LocalCounts::default();
+            for (name, port) in &part.service_ports {
+                if name.endpoints == model::TrafficPolicy::Local && port.backends.is_empty() {
+                    let index = FAMILIES.iter().position(|family| *family == name.family);
+                    counts[index.unwrap_or_default()] += 1;
+                }
+            }
+            match counts {
+                [0, 0] => self.without_local.remove(service),
+                counts => self.without_local.insert(service.clone(), counts),
             };
             plan.service_ports.extend(part.service_ports);
             let problems = part.problems.iter().map(ToString::to_string).collect();

@@ -281,3 +281,75 @@ fn log_level(text: &str) -> Result<String, String> {
     }
     Ok(text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn settings(flags: &str) -> Result<Settings> {
+        let words = ["agent"].into_iter().chain(flags.split_whitespace());
+        Command::try_parse_from(words)?.arguments.settings(&Configuration::default())
+    }
+
+    #[test]
+    fn without_flags_the_programs_are_told_the_defaults() {
+        assert_eq!(settings("").unwrap(), Settings { mark: 0x1000, ..Settings::default() });
+    }
+
+    #[test]
+    fn flags_reach_the_programs() {
+        let flags = "--mark 0 --answer-echo=false --unserved-ports refuse --refusals-per-second 5 \
+                     --hairpin-addresses fd00::1,192.0.2.1 --conntrack-tcp-timeout-established 1h30m \
+                     --conntrack-tcp-timeout-close-wait 90s --conntrack-udp-timeout 1s --conntrack-udp-timeout-stream 2m";
+        const SECOND: u64 = 1_000_000_000;
+        let idle = IdleTimes {
+            tcp_established: 5400 * SECOND,
+            tcp_half_closed: 90 * SECOND,
+            unreplied: SECOND,
+            udp: 120 * SECOND,
+            ..IdleTimes::DEFAULT
+        };
+        let expected = Settings {
+            answer_echo: false,
+            unserved_ports: UnservedPorts::Refuse,
+            refusals_per_second: 5,
+            hairpin: ("192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()),
+            idle,
+            ..Settings::default()
+        };
+        assert_eq!(settings(flags).unwrap(), expected);
+        assert!(settings("--answer-echo").unwrap().answer_echo);
+    }
+
+    #[test]
+    fn a_hairpin_address_is_needed_of_each_family_and_must_be_one_that_packets_come_from() {
+        for (flags, expected) in [
+            ("--hairpin-addresses 192.0.2.1", "hairpinAddresses: give one IPv4 and one IPv6 address, such as "),
+            (
+                "--hairpin-addresses 192.0.2.1,192.0.2.2",
+                "hairpinAddresses: give one IPv4 and one IPv6 address, such as ",
+            ),
+            (
+                "--hairpin-addresses ::1,192.0.2.1",
+                "error: invalid value '::1' for '--hairpin-addresses <ADDRESSES>': give a",
+            ),
+            ("--hairpin-addresses fd00::1,224.0.0.1", "error: invalid value '224.0.0.1' for '--hairpin-addresses"),
+            (
+                "--conntrack-udp-timeout 0s",
+                "error: invalid value '0s' for '--conntrack-udp-timeout <DURATION>': give a time",
+            ),
+            ("--conntrack-udp-timeout 1000000h", "error: invalid value '1000000h' for "),
+        ] {
+            let error = settings(flags).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{flags}: {error}");
+        }
+    }
+}

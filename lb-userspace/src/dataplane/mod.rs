@@ -15,6 +15,7 @@ mod maps;
 mod memory;
 mod object;
 mod pins;
+mod pod_interfaces;
 mod shared_array;
 mod table;
 
@@ -26,11 +27,12 @@ pub(crate) use memory::give_memory_back;
 pub use object::{Handover, OBJECT, Object, Settings, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
+pub use pod_interfaces::PodInterfaces;
 pub use table::{Entry, Table};
 
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    Interface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, TokenBucket, Vip,
+    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -113,7 +115,7 @@ impl Sizes {
             shape::<u32, SlotPair>("SLOTS", slots / 2),
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
-            shape::<u32, Interface>("INTERFACES", INTERFACES),
+            shape::<u32, PodInterface>("INTERFACES", INTERFACES),
             shape::<u32, TokenBucket>("REFUSALS", REFUSALS),
             shape::<u32, u64>("REASONS", Reason::ALL.len() as u32),
         ];

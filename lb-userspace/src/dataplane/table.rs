@@ -8,7 +8,7 @@ use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use lb_common::abi::{
     Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Flow4, Flow6, Fragment, FragmentKey4, FragmentKey6,
-    Frontend, FrontendKey4, FrontendKey6, Interface, ServiceName, Vip,
+    Frontend, FrontendKey4, FrontendKey6, PodInterface, ServiceName, Vip,
 };
 use lb_common::{Address4, Address6, Plain, Tuple4, Tuple6};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
@@ -38,7 +38,7 @@ macro_rules! entries {
     };
 }
 
-entries!(|value| zerocopy::transmute!(*value), u32, Address4, Address6, Affinity, Fragment, Frontend, Interface);
+entries!(|value| zerocopy::transmute!(*value), u32, Address4, Address6, Affinity, Fragment, Frontend, PodInterface);
 entries!(|value| zerocopy::transmute!(*value), ServiceName, Vip);
 entries!(Plain::bytes, AffinityKey4, Backend4, Flow4, FragmentKey4, FrontendKey4, Tuple4);
 entries!(Plain::bytes, AffinityKey6, Backend6, Flow6, FragmentKey6, FrontendKey6, Tuple6);

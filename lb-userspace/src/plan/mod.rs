@@ -198,7 +198,7 @@ fn plan_port(
     if available.left_out > 0 {
         let (number, left_out) = (port.port, available.left_out);
         let message = format!(
-            "{left_out} endpoints of port {number}/SCTP listen on another port and get nothing: SCTP's ports are not \
+            "port {number}/SCTP: endpoints that listen on another port ({left_out}) get nothing: SCTP's ports are not \
              translated; make targetPort {number} too"
         );
         problems.add("spec.ports", message);

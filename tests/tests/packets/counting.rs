@@ -64,7 +64,7 @@ fn flows_and_connections_are_counted() {
     let backend = destination(&datapath.from_pod(request.clone()).unwrap().frame);
     datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::ACK, b"data")).unwrap();
     datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"")).unwrap();
-    let flows = datapath.maps.flows().unwrap();
+    let flows = datapath.maps.v4.flows.entries().unwrap();
     let forward = tuple(at(CLIENT), at(VIP), Protocol::Tcp);
     let flow = flows.iter().find(|(key, _)| *key == forward).unwrap().1;
     assert_eq!((flow.packets, flow.bytes), (2, 40 + 44));
@@ -72,7 +72,7 @@ fn flows_and_connections_are_counted() {
     assert_eq!((mirror.packets, mirror.bytes), (1, 40));
     assert_eq!(mirror.to, forward.swap());
     assert_eq!(datapath.maps.service_stats(flow.service_port).unwrap().connections, 1);
-    assert_eq!(datapath.maps.backend_stats(flow.backend).unwrap().connections, 1);
+    assert_eq!(datapath.maps.v4.backend_stats(flow.backend).unwrap().connections, 1);
 }
 
 /// The programs as they are, but for a counter in the one module that looks into maps.
