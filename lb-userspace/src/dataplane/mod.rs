@@ -3,20 +3,23 @@
 //! - [`Pins`]: where everything is pinned, and the lock that one agent holds on it.
 //! - [`Object`]: the programs, loaded with their maps.
 //! - [`Maps`], [`FamilyMaps`], [`Table`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
-//! - [`attach`]: programs on interfaces.
+//! - [`attach`]: programs on interfaces and at sockets; [`StaleSockets`]: what these cannot do for connected UDP sockets.
 //!
-//! All `unsafe` of the agent is in `shared_array`, `grace` and `memory`.
+//! All `unsafe` of the agent is in `shared_array`, `grace`, `kernel` and `memory`.
 
 pub mod attach;
 mod family;
 mod figures;
 mod grace;
+mod kernel;
 mod maps;
 mod memory;
 mod object;
 mod pins;
 mod pod_interfaces;
 mod shared_array;
+mod sock_diag;
+mod stale_sockets;
 mod table;
 
 pub use family::FamilyMaps;
@@ -24,15 +27,16 @@ pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
-pub use object::{Handover, OBJECT, Object, Settings, UnservedPorts};
+pub use object::{Handover, OBJECT, Object, Settings, SocketLb, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
+pub use stale_sockets::{StaleSockets, Swept};
 pub use table::{Entry, Table};
 
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, TokenBucket, Vip,
+    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -47,6 +51,8 @@ pub struct Sizes {
     pub flows: u32,
     /// Entries of `AFFINITY_4` and `AFFINITY_6`: one for each client of each service port with session affinity.
     pub affinity: u32,
+    /// Entries of `SOCKETS_4` and `SOCKETS_6`: one for each connection of a process, two for each exchange of datagrams.
+    pub sockets: u32,
 }
 
 /// Packets that came in fragments lately: each is forgotten soon.
@@ -66,6 +72,7 @@ struct Names {
     flows: &'static str,
     affinity: &'static str,
     fragments: &'static str,
+    sockets: &'static str,
 }
 
 impl Names {
@@ -79,6 +86,7 @@ impl Names {
                 flows: "FLOWS_4",
                 affinity: "AFFINITY_4",
                 fragments: "FRAGMENTS_4",
+                sockets: "SOCKETS_4",
             },
             Family::V6 => Self {
                 frontends: "FRONTENDS_6",
@@ -88,6 +96,7 @@ impl Names {
                 flows: "FLOWS_6",
                 affinity: "AFFINITY_6",
                 fragments: "FRAGMENTS_6",
+                sockets: "SOCKETS_6",
             },
         }
     }
@@ -124,7 +133,7 @@ impl Sizes {
         shapes
     }
 
-    fn shapes_of<A: Address>(&self) -> [MapShape; 7] {
+    fn shapes_of<A: Address>(&self) -> [MapShape; 8] {
         let Limits { frontends, backends, .. } = self.limits;
         let names = Names::of(A::FAMILY);
         [
@@ -135,6 +144,7 @@ impl Sizes {
             shape::<Tuple<A>, Flow<A>>(names.flows, self.flows),
             shape::<AffinityKey<A>, Affinity>(names.affinity, self.affinity),
             shape::<FragmentKey<A>, Fragment>(names.fragments, FRAGMENTS),
+            shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, self.sockets),
         ]
     }
 }
