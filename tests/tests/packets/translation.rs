@@ -54,7 +54,7 @@ fn the_backend_is_the_one_that_hash_and_slots_say_also_after_the_flow_was_lost()
         let slot = hash::slot(hash::selection(&tuple, SEED, 0), u32::try_from(slots.len()).unwrap());
         let expected = datapath.maps.v4.backend(slots[slot as usize]).unwrap().unwrap().address;
         let sent = datapath.from_pod(packet::tcp(client, at(VIP), TcpFlags::SYN, b"")).unwrap();
-        assert_eq!(destination(&sent.frame), SocketAddr::from((expected.address.octets, expected.port)));
+        assert_eq!(destination(&sent.frame), expected);
     }
 }
 
