@@ -121,12 +121,8 @@ fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), R
 /// The service port that is dialled; none when the address stays as it is.
 #[inline(always)]
 fn service_port<A: Ip>(dialled: &Peer<A>) -> Result<Option<u32>, Reason> {
-    let key = FrontendKey {
-        address: dialled.address,
-        port: dialled.port,
-        protocol: dialled.protocol,
-        scope: Scope::Cluster,
-    };
+    let key =
+        FrontendKey { address: dialled.address, port: dialled.port, protocol: dialled.protocol, scope: Scope::Cluster };
     if let Some(frontend) = maps::frontend(&key) {
         return Ok(Some(frontend.service_port));
     }
@@ -154,9 +150,8 @@ fn choose<P: Place>(
     let (key, now) = (AffinityKey { client: call.client(), service_port }, now());
     let selected = match (affinity != 0).then(|| stays_with(&key, affinity, now)).flatten() {
         Some(selected) => selected,
-        None => {
-            first_unknown(call, dialled, slots, port, attempts).ok_or_else(|| service_drop(service_port, Reason::BadSlot))?
-        }
+        None => first_unknown(call, dialled, slots, port, attempts)
+            .ok_or_else(|| service_drop(service_port, Reason::BadSlot))?,
     };
     if affinity != 0 {
         stay_with(&key, &selected, now);
@@ -188,12 +183,7 @@ fn first_unknown<P: Place>(
 
 /// Notes what the process has dialled to come to a backend.
 #[inline(always)]
-fn remember<P: Place>(
-    call: &Call<P>,
-    dialled: &Peer<P::Address>,
-    selected: &Selected<P::Address>,
-    service_port: u32,
-) {
+fn remember<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>, selected: &Selected<P::Address>, service_port: u32) {
     let backend = Peer { address: selected.address, port: selected.port, protocol: dialled.protocol };
     // A connection goes without its entry too, under the backend's own address.
     maps::put_socket(

@@ -183,11 +183,7 @@ impl<P: Place> Call<P> {
             17 => Protocol::Udp,
             _ => return None,
         };
-        served.then(|| Peer {
-            address: P::read(sock_addr),
-            port: u16::from_be((port & 0xffff) as u16),
-            protocol,
-        })
+        served.then(|| Peer { address: P::read(sock_addr), port: u16::from_be((port & 0xffff) as u16), protocol })
     }
 
     #[inline(always)]

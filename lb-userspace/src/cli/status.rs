@@ -93,7 +93,11 @@ fn collect(pins: &Pins) -> Result<Status> {
         layout: LAYOUT,
         agent: AgentStatus { running: pid.is_some(), pid },
         mechanism: attached.first().map(|(mechanism, _)| mechanism.name()),
-        programs: [Object::FROM_POD, Object::TO_POD].into_iter().chain(cgroup::PROGRAMS).filter_map(|name| program(pins, name)).collect(),
+        programs: [Object::FROM_POD, Object::TO_POD]
+            .into_iter()
+            .chain(cgroup::PROGRAMS)
+            .filter_map(|name| program(pins, name))
+            .collect(),
         interfaces: interfaces.into_values().collect(),
         sockets: sockets(pins),
         maps: maps.usage()?,
@@ -177,6 +181,7 @@ fn sockets_text(sockets: &SocketsStatus) -> String {
     if sockets.programs.is_empty() {
         return "off".to_owned();
     }
-    let cgroup = sockets.cgroup.as_ref().map_or("a cgroup that is not mounted here".into(), |path| path.to_string_lossy());
+    let cgroup =
+        sockets.cgroup.as_ref().map_or("a cgroup that is not mounted here".into(), |path| path.to_string_lossy());
     format!("{}, {} programs at {cgroup}", sockets.processes.name(), sockets.programs.len())
 }

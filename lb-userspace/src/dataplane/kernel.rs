@@ -4,24 +4,25 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 
-nix::sockopt_impl!(
-    /// The number of the network namespace that a socket is in, which no other has until the machine starts again.
-    NetworkNamespace,
-    GetOnly,
-    libc::SOL_SOCKET,
-    libc::SO_NETNS_COOKIE,
-    u64
-);
-
-/// The number of this process's network namespace, as `bpf_get_netns_cookie` gives it.
+/// The number of this process's network namespace, as `bpf_get_netns_cookie` gives it (kernel 5.14).
 pub(super) fn network_namespace() -> Result<u64> {
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    getsockopt(&socket, NetworkNamespace).context("cannot read the number of this network namespace")
+    let socket = UnixDatagram::unbound().context("cannot make a socket")?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::from(8_u8);
+    // SAFETY: the kernel writes a number of as many bytes as are given.
+    let result = unsafe {
+        let value = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut length)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("cannot read the number of this network namespace");
+    }
+    Ok(cookie)
 }
 
 /// Opens a pinned link. The library's own has no file descriptor to be had.

@@ -86,8 +86,14 @@ const AF_INET6: u8 = 10;
 const IPPROTO_UDP: u8 = 17;
 /// `1 << TCP_ESTABLISHED`: connected.
 const CONNECTED: u32 = 1 << 1;
-const NOTHING: Id =
-    Id { source_port: [0; 2], destination_port: [0; 2], source: [0; 16], destination: [0; 16], interface: 0, cookie: [u32::MAX; 2] };
+const NOTHING: Id = Id {
+    source_port: [0; 2],
+    destination_port: [0; 2],
+    source: [0; 16],
+    destination: [0; 16],
+    interface: 0,
+    cookie: [u32::MAX; 2],
+};
 
 /// All connected UDP sockets of a family.
 pub(super) fn connected_udp(family: Family) -> io::Result<Vec<UdpSocket>> {
