@@ -19,7 +19,12 @@ fn main() -> Result<()> {
     let pins = Pins::new(reaper.bpffs());
     pins.create()?;
     // No packet comes: the programs are loaded for the maps only.
-    Object::load(OBJECT, &pins, &Sizes { limits: LIMITS, flows: 1024, affinity: 1024 }, Settings::default())?;
+    Object::load(
+        OBJECT,
+        &pins,
+        &Sizes { limits: LIMITS, flows: 1024, affinity: 1024, sockets: 1024 },
+        Settings::default(),
+    )?;
     let mut maps = Maps::open(&pins, true)?;
 
     let mut model = model(SERVICES);

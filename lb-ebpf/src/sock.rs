@@ -85,9 +85,13 @@ fn connect_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<()
 #[inline(always)]
 fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), Reason> {
     let connected = call.connected();
+    if connected.is_some_and(|peer| (peer.address, peer.port) == (dialled.address, dialled.port)) {
+        // The kernel itself names the peer of a connected socket, when that is an IPv4-mapped address.
+        return Ok(());
+    }
     let Some(service_port) = service_port(dialled)? else {
-        // As above; but the kernel too names the peer of a connected socket, when that is an IPv4-mapped address.
         if connected.is_none() {
+            // As above.
             maps::remove_socket(&call.key(dialled, SocketSide::Network));
         }
         return Ok(());
@@ -112,8 +116,11 @@ fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), R
             selected
         }
     };
-    // Always, since it may have been evicted, and without it the answer would come from a stranger.
-    remember(call, dialled, &selected, service_port);
+    if connected.is_none() {
+        // Each time, since it may have been evicted, and without it the answer would come from a stranger. A connected
+        // socket takes answers from its peer alone, whose name this must not change.
+        remember(call, dialled, &selected, service_port);
+    }
     call.set_peer(selected.address, selected.port);
     Ok(())
 }
