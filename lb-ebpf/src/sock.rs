@@ -8,7 +8,8 @@ mod call;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use lb_common::abi::{
-    AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options, service_port_flags,
+    Affinity, AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options,
+    service_port_flags,
 };
 use lb_common::tuple::Zero;
 
@@ -16,13 +17,13 @@ use self::call::Peer;
 pub use self::call::{Call, Mapped, Place, V4, V6, is_mapped};
 use crate::flow::now;
 use crate::ip::Ip;
-use crate::open::{count_connection, stay_with, stays_with};
+use crate::open::count_connection;
 use crate::reason::{self, service_drop};
-use crate::select::{Selected, is_current, select};
+use crate::select::{Selected, is_current, select, select_again};
 use crate::{maps, settings};
 
-/// How many choices a UDP socket has for a backend that it does not know by another virtual address yet: which of the two
-/// has answered could not be told by the address of the backend.
+/// How many choices a UDP socket has for a backend that it does not know by another virtual address yet: by the address of
+/// the backend it could not be told which of the two has answered.
 const ATTEMPTS: u32 = 4;
 
 /// What a program answers with: 0 makes the system call fail.
@@ -76,7 +77,7 @@ fn connect_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<()
     // backend.
     // SAFETY: has no preconditions.
     let moment = unsafe { bpf_ktime_get_ns() };
-    let selected = choose(call, dialled, service_port, (moment & 0xffff) as u16, 1)?;
+    let selected = choose(call, dialled, service_port, Choice { port: (moment & 0xffff) as u16, attempts: 0 })?;
     remember(call, dialled, &selected, service_port);
     call.set_peer(selected.address, selected.port);
     Ok(())
@@ -111,7 +112,7 @@ fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), R
         }
         _ if settings::handover() == handover::TO_ANOTHER => return Ok(()),
         _ => {
-            let selected = choose(call, dialled, service_port, 0, ATTEMPTS)?;
+            let selected = choose(call, dialled, service_port, Choice { port: 0, attempts: ATTEMPTS })?;
             maps::put_socket(&forward, &peer(selected.address, selected.port, &selected, service_port));
             selected
         }
@@ -139,14 +140,21 @@ fn service_port<A: Ip>(dialled: &Peer<A>) -> Result<Option<u32>, Reason> {
     Ok(None)
 }
 
-/// The backend for a new connection or exchange. `port` stands in for the client's.
+/// What a backend is selected by, besides socket and service.
+struct Choice {
+    /// Stands in for the client's.
+    port: u16,
+    /// How many choices there are for a backend that is unknown to the socket.
+    attempts: u32,
+}
+
+/// The backend for a new connection or exchange.
 #[inline(always)]
 fn choose<P: Place>(
     call: &Call<P>,
     dialled: &Peer<P::Address>,
     service_port: u32,
-    port: u16,
-    attempts: u32,
+    choice: Choice,
 ) -> Result<Selected<P::Address>, Reason> {
     let slots = maps::slots_of(service_port);
     let (affinity, flags) = maps::policy_of(service_port);
@@ -154,38 +162,52 @@ fn choose<P: Place>(
         let is_silent = flags & service_port_flags::DROP_WHEN_EMPTY != 0;
         return Err(service_drop(service_port, if is_silent { Reason::NoBackend } else { Reason::Refused }));
     }
-    let (key, now) = (AffinityKey { client: call.client(), service_port }, now());
-    let selected = match (affinity != 0).then(|| stays_with(&key, affinity, now)).flatten() {
-        Some(selected) => selected,
-        None => first_unknown(call, dialled, slots, port, attempts)
-            .ok_or_else(|| service_drop(service_port, Reason::BadSlot))?,
-    };
+    let key = AffinityKey { client: call.client(), service_port };
+    let mut selected = Selected { id: 0, generation: 0, address: P::Address::default(), port: 0 };
+    if affinity == 0 || !stays(&key, affinity, &mut selected) {
+        if !select_unknown(call, dialled, slots, choice, &mut selected) {
+            return Err(service_drop(service_port, Reason::BadSlot));
+        }
+    }
     if affinity != 0 {
-        stay_with(&key, &selected, now);
+        let Selected { id: backend, generation, .. } = selected;
+        maps::put_affinity(&key, &Affinity { backend, generation, last_used: now() });
     }
     count_connection::<P::Address>(service_port, selected.id);
     Ok(selected)
 }
 
-/// The first choice that the socket does not know by another virtual address; the last one if there is none.
+/// Whether a client stays with a backend.
 #[inline(always)]
-fn first_unknown<P: Place>(
+fn stays<A: Ip>(key: &AffinityKey<A>, seconds: u32, selected: &mut Selected<A>) -> bool {
+    const SECOND: u64 = 1_000_000_000;
+    let Some(found) = maps::affinity(key) else { return false };
+    now().saturating_sub(found.last_used) < u64::from(seconds) * SECOND
+        && select_again(found.backend, found.generation, selected)
+}
+
+/// Selects the first of some choices that the socket does not know by another virtual address. False: the slots contradict
+/// the backends.
+#[inline(always)]
+fn select_unknown<P: Place>(
     call: &Call<P>,
     dialled: &Peer<P::Address>,
     slots: SlotRange,
-    port: u16,
-    attempts: u32,
-) -> Option<Selected<P::Address>> {
+    Choice { port, attempts }: Choice,
+    selected: &mut Selected<P::Address>,
+) -> bool {
     let tuple = call.tuple(dialled, port);
-    for attempt in 1..attempts {
-        let selected = select(&tuple, slots, attempt)?;
+    for attempt in 0..attempts {
+        if !select(&tuple, slots, attempt, selected) {
+            return false;
+        }
         let backend = Peer { address: selected.address, port: selected.port, protocol: dialled.protocol };
         match maps::socket(&call.key(&backend, SocketSide::Network)) {
             Some(known) if (known.address, known.port) != (dialled.address, dialled.port) => {}
-            _ => return Some(selected),
+            _ => return true,
         }
     }
-    select(&tuple, slots, 0)
+    select(&tuple, slots, 0, selected)
 }
 
 /// Notes what the process has dialled to come to a backend.

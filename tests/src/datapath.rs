@@ -12,7 +12,7 @@ use lb_common::Protocol;
 use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
-use lb_userspace::state::{Limits, State};
+use lb_userspace::state::{Limits, State, Write};
 
 use crate::reaper::Reaper;
 
@@ -106,7 +106,7 @@ impl Datapath {
         let pins = Pins::new(reaper.bpffs());
         pins.create()?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
-        let sizes = Sizes { limits, flows: 1 << 16, affinity: 1 << 12, sockets: 1 << 12 };
+        let sizes = Sizes { limits, flows: 1 << 16, affinity: 1 << 12, sockets: 1 << 12, unserved: None };
         let object = Object::load(object, &pins, &sizes, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());
@@ -155,6 +155,13 @@ impl Datapath {
         let result = self.state.reconcile(&self.plan);
         ensure!(result.shortages.is_empty(), "{:?}", result.shortages);
         self.maps.write(&result.writes)
+    }
+
+    /// What an agent would write that starts now, and is to serve the same.
+    pub fn writes_of_a_successor(&self) -> Result<Vec<Write>> {
+        let mut state = State::adopt(self.maps.read()?, self.maps.limits());
+        state.verify(|range| self.maps.slots(range));
+        Ok(state.reconcile(&self.plan).writes)
     }
 
     /// Runs a packet through `from_pod`.

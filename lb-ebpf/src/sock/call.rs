@@ -244,7 +244,7 @@ impl<P: Place> Call<P> {
     /// EPERM.
     #[inline(always)]
     pub fn set_error(&self, reason: Reason) {
-        if settings::has_set_retval() {
+        if settings::set_retval() != 0 {
             let error = if reason == Reason::Refused { ECONNREFUSED } else { EHOSTUNREACH };
             // SAFETY: has no preconditions.
             unsafe { bpf_set_retval(-error) };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{ArgAction, Args, ValueEnum};
 use k8s_openapi::jiff::SignedDuration;
-use lb_common::abi::IdleTimes;
+use lb_common::abi::{Family, IdleTimes};
 use lb_common::hash::DEFAULT_SEED;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -46,6 +46,9 @@ pub(super) struct Arguments {
     /// Seed of backend selection. All nodes of a cluster must have the same.
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_SEED, value_parser = number)]
     selection_seed: u64,
+    /// IP families to serve. The maps of one that is left out take next to no memory.
+    #[arg(long, value_name = "FAMILIES", value_delimiter = ',', default_value = "IPv4,IPv6", value_parser = ip_family)]
+    ip_families: Vec<Family>,
     /// Entries of the flow table of each IP family: two for each connection, 128 bytes each, 176 of IPv6.
     #[arg(long, value_name = "NUMBER", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     max_flows: u32,
@@ -134,6 +137,7 @@ impl Arguments {
             source: self.source(&configuration)?,
             node: node_name(self.hostname_override)?,
             pod_interfaces: self.pod_interfaces,
+            families: Family::ALL.into_iter().filter(|family| self.ip_families.contains(family)).collect(),
             sizes: Sizes {
                 limits: Limits {
                     frontends: self.max_frontends,
@@ -144,6 +148,7 @@ impl Arguments {
                 flows: self.max_flows,
                 affinity: self.max_affinity,
                 sockets: self.max_sockets,
+                unserved: Family::ALL.into_iter().find(|family| !self.ip_families.contains(family)),
             },
             cgroup_root: self.cgroup_root,
             settings,
@@ -246,6 +251,14 @@ fn mark_bit(text: &str) -> Result<u32, String> {
     match number(text).map(u32::try_from) {
         Ok(Ok(mark)) if mark == 0 || mark.is_power_of_two() => Ok(mark),
         _ => Err("give one bit of 32, such as 0x1000, or 0".to_owned()),
+    }
+}
+
+fn ip_family(text: &str) -> Result<Family, String> {
+    match text.trim() {
+        "IPv4" => Ok(Family::V4),
+        "IPv6" => Ok(Family::V6),
+        _ => Err("give IPv4, IPv6 or both".to_owned()),
     }
 }
 

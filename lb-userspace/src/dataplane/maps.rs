@@ -60,13 +60,13 @@ impl Maps {
         })
     }
 
-    /// How much fits in.
+    /// How much fits in, of a family that is served.
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
-            frontends: self.v4.frontends_len().min(self.v6.frontends_len()),
+            frontends: self.v4.frontends_len().max(self.v6.frontends_len()),
             service_ports: self.service_ports.len(),
-            backends: self.v4.backends_len().min(self.v6.backends_len()),
+            backends: self.v4.backends_len().max(self.v6.backends_len()),
             slots: self.slots.len() * 2,
         }
     }

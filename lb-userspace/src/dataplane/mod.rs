@@ -42,7 +42,7 @@ use lb_common::{Address, Address4, Address6, Tuple};
 
 use crate::state::Limits;
 
-/// How many entries the maps have. What there is of each family, each family has so many of.
+/// How many entries the maps have: of those that there are for each family, each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// What the state of this node must fit in.
@@ -53,6 +53,8 @@ pub struct Sizes {
     pub affinity: u32,
     /// Entries of `SOCKETS_4` and `SOCKETS_6`: one for each connection of a process, two for each exchange of datagrams.
     pub sockets: u32,
+    /// A family that is not served: its maps have one entry each, since the programs need all maps.
+    pub unserved: Option<Family>,
 }
 
 /// Packets that came in fragments lately: each is forgotten soon.
@@ -134,17 +136,18 @@ impl Sizes {
     }
 
     fn shapes_of<A: Address>(&self) -> [MapShape; 8] {
-        let Limits { frontends, backends, .. } = self.limits;
+        let or_one = |entries| if self.unserved == Some(A::FAMILY) { 1 } else { entries };
+        let (frontends, backends) = (or_one(self.limits.frontends), or_one(self.limits.backends));
         let names = Names::of(A::FAMILY);
         [
             shape::<FrontendKey<A>, Frontend>(names.frontends, frontends),
             shape::<A, Vip>(names.vips, frontends),
             shape::<u32, Backend<A>>(names.backends, backends),
             shape::<u32, BackendStats>(names.backend_stats, backends),
-            shape::<Tuple<A>, Flow<A>>(names.flows, self.flows),
-            shape::<AffinityKey<A>, Affinity>(names.affinity, self.affinity),
-            shape::<FragmentKey<A>, Fragment>(names.fragments, FRAGMENTS),
-            shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, self.sockets),
+            shape::<Tuple<A>, Flow<A>>(names.flows, or_one(self.flows)),
+            shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
+            shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
+            shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, or_one(self.sockets)),
         ]
     }
 }

@@ -421,21 +421,26 @@ impl State {
         self.service_ports.is_empty() && self.families.0.iter().all(|family| family.frontends.is_empty())
     }
 
-    /// How full the maps are: name, entries that cannot be given out (in use, or given up and waiting for a grace period), and
+    /// How full the maps are, those of these families alone: name, entries that cannot be given out (in use, or given up and waiting for a grace period), and
     /// entries that there are.
     #[must_use]
-    pub fn usage(&self) -> [(&'static str, usize, u32); 6] {
+    pub fn usage(&self, families: &[Family]) -> Vec<(&'static str, usize, u32)> {
         let Limits { frontends, service_ports, backends, slots } = self.limits;
         let used = |limit: u32, available: usize| (limit as usize).saturating_sub(available);
-        let Families([v4, v6]) = &self.families;
-        [
-            ("FRONTENDS_4", v4.frontends.len(), frontends),
-            ("FRONTENDS_6", v6.frontends.len(), frontends),
+        let mut usage = vec![
             ("SERVICE_PORTS", used(service_ports, self.service_port_ids.available()), service_ports),
             ("SLOTS", used(slots, self.slots.available()), slots),
-            ("BACKENDS_4", used(backends, v4.backend_ids.available()), backends),
-            ("BACKENDS_6", used(backends, v6.backend_ids.available()), backends),
-        ]
+        ];
+        for &family in families {
+            let [frontends_name, backends_name] = match family {
+                Family::V4 => ["FRONTENDS_4", "BACKENDS_4"],
+                Family::V6 => ["FRONTENDS_6", "BACKENDS_6"],
+            };
+            let of_family = &self.families[family];
+            usage.push((frontends_name, of_family.frontends.len(), frontends));
+            usage.push((backends_name, used(backends, of_family.backend_ids.available()), backends));
+        }
+        usage
     }
 
     /// Compares the slots of all adopted service ports with what they should be. `read` gives the backend ids in a range.

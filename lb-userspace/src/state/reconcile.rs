@@ -474,7 +474,6 @@ impl State {
     fn retire_id(&mut self, service_port: u32, removals: &mut Vec<Write>) {
         removals.push(Write::Publish { service_port, slots: SlotRange::EMPTY });
         removals.push(Write::RemoveName { service_port });
-        self.set_serving(service_port, false);
         self.retired.service_ports.push(service_port);
     }
 

@@ -364,7 +364,7 @@ fn the_families_share_ids_of_service_ports_and_slots_and_each_has_its_own_backen
     assert_eq!(kernel.names.keys().copied().collect::<Vec<_>>(), [0, 1]);
     assert_eq!(kernel.backends.len(), 32, "as many of each family as there is room for");
     assert_eq!(kernel.adopt().reconcile(&wanted).writes, []);
-    let used = |state: &State, map| state.usage().into_iter().find(|(name, ..)| *name == map).unwrap().1;
+    let used = |state: &State, map| state.usage(&Family::ALL).into_iter().find(|(name, ..)| *name == map).unwrap().1;
     assert_eq!(["FRONTENDS_6", "BACKENDS_6", "SERVICE_PORTS"].map(|map| used(&state, map)), [1, 16, 2]);
 
     // One family goes, the other notices nothing.
@@ -376,20 +376,30 @@ fn the_families_share_ids_of_service_ports_and_slots_and_each_has_its_own_backen
 
 #[test]
 fn an_agent_that_was_killed_between_two_writes_is_replaced_by_one_that_completes_them() {
-    let before = plan(&[("a", 1, &[1, 2]), ("b", 2, &[1]), ("c", 3, &[4])]);
-    let after = plan(&[("a", 1, &[2, 3]), ("c", 2, &[4, 5]), ("d", 3, &[]), ("e", 5, &[6])]);
-    let mut kernel = Kernel::default();
-    let mut state = kernel.adopt();
-    apply(&mut state, &mut kernel, &before);
-    let writes = state.reconcile(&after).writes;
-    for killed_after in 0..=writes.len() {
-        let mut kernel = kernel.clone();
-        writes[..killed_after].iter().for_each(|write| kernel.write(write));
+    let first = plan(&[("a", 1, &[1, 2]), ("b", 2, &[1]), ("c", 3, &[4])]);
+    let mut second = plan(&[("a", 1, &[2, 3]), ("c", 2, &[4, 5]), ("d", 3, &[]), ("e", 5, &[6])]);
+    second.service_ports.extend(plan_of(Family::V6, &[("a", 1, &[2])]).service_ports);
+    let mut second = with_lingering(second, &[1]);
+    for port in second.service_ports.values_mut() {
+        port.affinity = Some(Duration::from_secs(60));
+    }
+    for [before, after] in [[&first, &second], [&second, &first]] {
+        let mut kernel = Kernel::default();
         let mut state = kernel.adopt();
-        apply(&mut state, &mut kernel, &after);
-        assert_eq!(kernel.served(), expected(&after), "killed after {killed_after} of {writes:?}");
-        let active = kernel.backends.values().filter(|backend| backend.state == BackendState::Active).count();
-        assert_eq!(active, 5, "killed after {killed_after}");
+        apply(&mut state, &mut kernel, &first);
+        apply(&mut state, &mut kernel, before);
+        let writes = state.reconcile(after).writes;
+        for killed_after in 0..=writes.len() {
+            let mut kernel = kernel.clone();
+            writes[..killed_after].iter().for_each(|write| kernel.write(write));
+            let mut state = kernel.adopt();
+            apply(&mut state, &mut kernel, after);
+            assert_eq!(kernel.served(), expected(after), "killed after {killed_after} of {writes:?}");
+            let chosen: usize = after.service_ports.values().map(|port| port.backends.len()).sum();
+            assert_eq!(kernel.having(BackendState::Active).len(), chosen, "killed after {killed_after} of {writes:?}");
+            let draining = if after == &second { vec!["10.244.0.1:8080".to_owned()] } else { Vec::new() };
+            assert_eq!(kernel.having(BackendState::Draining), draining, "killed after {killed_after} of {writes:?}");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod adoption;
 mod changes;
 mod counting;
 mod ports;
