@@ -85,19 +85,19 @@ fn connect_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<()
 
 #[inline(always)]
 fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), Reason> {
-    let connected = call.connected();
-    if connected.is_some_and(|peer| (peer.address, peer.port) == (dialled.address, dialled.port)) {
+    let (is_connected, backend) = call.connected();
+    if is_connected && (backend.address, backend.port) == (dialled.address, dialled.port) {
         // The kernel itself names the peer of a connected socket, when that is an IPv4-mapped address.
         return Ok(());
     }
     let Some(service_port) = service_port(dialled)? else {
-        if connected.is_none() {
+        if !is_connected {
             // As above.
             maps::remove_socket(&call.key(dialled, SocketSide::Network));
         }
         return Ok(());
     };
-    if let Some(backend) = connected
+    if is_connected
         && let Some(known) = maps::socket(&call.key(&backend, SocketSide::Network))
         && (known.address, known.port) == (dialled.address, dialled.port)
     {
@@ -117,7 +117,7 @@ fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), R
             selected
         }
     };
-    if connected.is_none() {
+    if !is_connected {
         // Each time, since it may have been evicted, and without it the answer would come from a stranger. A connected
         // socket takes answers from its peer alone, whose name this must not change.
         remember(call, dialled, &selected, service_port);
@@ -164,10 +164,10 @@ fn choose<P: Place>(
     }
     let key = AffinityKey { client: call.client(), service_port };
     let mut selected = Selected { id: 0, generation: 0, address: P::Address::default(), port: 0 };
-    if affinity == 0 || !stays(&key, affinity, &mut selected) {
-        if !select_unknown(call, dialled, slots, choice, &mut selected) {
-            return Err(service_drop(service_port, Reason::BadSlot));
-        }
+    let found = (affinity != 0 && stays(&key, affinity, &mut selected))
+        || select_unknown(call, dialled, slots, choice, &mut selected);
+    if !found {
+        return Err(service_drop(service_port, Reason::BadSlot));
     }
     if affinity != 0 {
         let Selected { id: backend, generation, .. } = selected;

@@ -193,19 +193,17 @@ impl<P: Place> Call<P> {
         unsafe { (&raw mut (*self.sock_addr).user_port).write_volatile(u32::from(port.to_be())) };
     }
 
-    /// The peer that a UDP socket is connected to, as the kernel knows it.
+    /// Whether a UDP socket is connected, and to whom, as the kernel knows it. All is read in any case: where the compiler
+    /// asks twice whether the socket is connected, the verifier believes that the answers may differ.
     #[inline(always)]
-    pub fn connected(&self) -> Option<Peer<P::Address>> {
+    pub fn connected(&self) -> (bool, Peer<P::Address>) {
         // SAFETY: the context is valid for the run of the program, and so is its socket.
         let (state, port, sock) = unsafe {
             let sock = (*self.sock_addr).__bindgen_anon_1.sk.cast_const();
             ((&raw const (*sock).state).read_volatile(), (&raw const (*sock).dst_port).read_volatile(), sock)
         };
-        (state == ESTABLISHED).then(|| Peer {
-            address: P::read_connected(sock),
-            port: u16::from_be(port),
-            protocol: Protocol::Udp,
-        })
+        let address = P::read_connected(sock);
+        (state == ESTABLISHED, Peer { address, port: u16::from_be(port), protocol: Protocol::Udp })
     }
 
     /// The key of the socket's entry for one of its peers.
