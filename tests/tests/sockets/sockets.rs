@@ -63,12 +63,10 @@ fn with_endpoints_on_other_nodes_alone_under_the_policy_local_hosts_are_unreacha
         cluster.service(name, frontend, |service| service.set("/spec/internalTrafficPolicy", "Local"));
         cluster.endpoints(name, &["backend3"]);
     }
-    for what in ["no backend here"] {
-        let none = |list: &serde_json::Value| {
-            list.as_array().unwrap().iter().all(|row| row["backends"] == 0 && row["without_backends"] == "drop")
-        };
-        cluster.node().wait_for(&["service", "list"], what, none).unwrap();
-    }
+    let none = |list: &serde_json::Value| {
+        list.as_array().unwrap().iter().all(|row| row["backends"] == 0 && row["without_backends"] == "drop")
+    };
+    cluster.node().wait_for(&["service", "list"], "there is no backend here", none).unwrap();
     assert_all_fail(&cluster, ErrorKind::HostUnreachable);
 }
 
