@@ -1,13 +1,60 @@
 //! Addresses as packets and maps hold them.
+//!
+//! Everything that works for both families is generic over [`Address`].
 
-use core::fmt;
-use core::net::Ipv4Addr;
+use core::fmt::Debug;
+use core::hash::Hash;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
-/// An IPv4 address: four octets in network order, aligned so that it is read as one word.
+use crate::hash::mix;
+
+/// An IP family.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum Family {
+    /// 32-bit addresses.
+    V4 = 4,
+    /// 128-bit addresses.
+    V6 = 6,
+}
+
+impl Family {
+    /// Both, in the order in which they are listed everywhere.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// An address of one family: octets in network order, aligned so that they are read as words.
 ///
 /// Octets rather than a number, so that `bpftool map dump` shows `[10,96,0,1]`.
+pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + KnownLayout + Immutable + 'static {
+    /// Whose addresses these are.
+    const FAMILY: Family;
+
+    /// The address as it lies in memory, as 32-bit words in the byte order of the machine: for checksums.
+    fn words(&self) -> &[u32];
+
+    /// A number that depends on each bit of two addresses and of the seed.
+    fn digest(source: Self, destination: Self, seed: u64) -> u64;
+
+    /// `None` for an address of the other family.
+    fn new(address: IpAddr) -> Option<Self>;
+
+    /// As the standard library has it.
+    fn ip(self) -> IpAddr;
+}
+
+/// An IPv4 address.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Address4 {
@@ -15,29 +62,116 @@ pub struct Address4 {
     pub octets: [u8; 4],
 }
 
-impl Address4 {
-    /// The address as it lies in memory, in the byte order of the machine: for comparing and checksums.
+/// An IPv6 address.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Address6 {
+    /// Most significant octet first.
+    pub octets: [u8; 16],
+}
+
+impl PartialEq for Address6 {
+    /// By words: the comparison of arrays of bytes that the compiler makes is a loop over bytes in the kernel programs.
     #[inline(always)]
-    #[must_use]
-    pub const fn word(self) -> u32 {
-        u32::from_ne_bytes(self.octets)
+    fn eq(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.as_words(), other.as_words());
+        (ours[0] ^ theirs[0]) | (ours[1] ^ theirs[1]) | (ours[2] ^ theirs[2]) | (ours[3] ^ theirs[3]) == 0
     }
 }
 
-impl From<Ipv4Addr> for Address4 {
-    fn from(address: Ipv4Addr) -> Self {
-        Self { octets: address.octets() }
+impl Hash for Address6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.octets.hash(state);
     }
 }
 
-impl From<Address4> for Ipv4Addr {
-    fn from(address: Address4) -> Self {
-        Self::from(address.octets)
+impl Address6 {
+    #[inline(always)]
+    const fn as_words(&self) -> &[u32; 4] {
+        zerocopy::transmute_ref!(self)
     }
 }
 
-impl fmt::Debug for Address4 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&Ipv4Addr::from(*self), f)
+impl Address for Address4 {
+    const FAMILY: Family = Family::V4;
+
+    #[inline(always)]
+    fn words(&self) -> &[u32] {
+        let words: &[u32; 1] = zerocopy::transmute_ref!(self);
+        words
+    }
+
+    #[inline(always)]
+    fn digest(source: Self, destination: Self, seed: u64) -> u64 {
+        let source = u64::from(u32::from_be_bytes(source.octets));
+        let destination = u64::from(u32::from_be_bytes(destination.octets));
+        mix((source << 32 | destination) ^ seed)
+    }
+
+    fn new(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        Ipv4Addr::from(self).into()
     }
 }
+
+impl Address for Address6 {
+    const FAMILY: Family = Family::V6;
+
+    #[inline(always)]
+    fn words(&self) -> &[u32] {
+        self.as_words()
+    }
+
+    #[inline(always)]
+    fn digest(source: Self, destination: Self, seed: u64) -> u64 {
+        let mut state = seed;
+        for address in [source, destination] {
+            let [a, b, c, d] = *address.as_words();
+            state = mix(state ^ (u64::from(u32::from_be(a)) << 32 | u64::from(u32::from_be(b))));
+            state = mix(state ^ (u64::from(u32::from_be(c)) << 32 | u64::from(u32::from_be(d))));
+        }
+        state
+    }
+
+    fn new(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.into()),
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        Ipv6Addr::from(self).into()
+    }
+}
+
+macro_rules! like {
+    ($address:ty, $std:ty) => {
+        impl From<$std> for $address {
+            fn from(address: $std) -> Self {
+                Self { octets: address.octets() }
+            }
+        }
+
+        impl From<$address> for $std {
+            fn from(address: $address) -> Self {
+                Self::from(address.octets)
+            }
+        }
+
+        impl Debug for $address {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                core::fmt::Display::fmt(&<$std>::from(*self), f)
+            }
+        }
+    };
+}
+
+like!(Address4, Ipv4Addr);
+like!(Address6, Ipv6Addr);

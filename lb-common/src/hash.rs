@@ -3,7 +3,8 @@
 //! Selection must give the same backend on every node, in every version and on every architecture, because a lost flow
 //! entry is replaced by selecting again. So the numbers pinned in the tests below never change.
 
-use crate::tuple::Tuple4;
+use crate::addr::Address;
+use crate::tuple::Tuple;
 
 /// Seed of a cluster that sets none. Any value serves; all nodes must share it.
 pub const DEFAULT_SEED: u64 = 0x5649_4144_5543_5400;
@@ -21,10 +22,9 @@ pub const fn mix(word: u64) -> u64 {
 /// Hash of a client's packet for its `attempt`-th choice of a backend (0 for the first).
 #[inline(always)]
 #[must_use]
-pub const fn selection(tuple: &Tuple4, seed: u64, attempt: u32) -> u32 {
-    let [addresses, ports] = tuple.words();
-    let state = mix(addresses ^ seed);
-    (mix(state ^ ports ^ (attempt as u64) << 48) >> 32) as u32
+pub fn selection<A: Address>(tuple: &Tuple<A>, seed: u64, attempt: u32) -> u32 {
+    let state = A::digest(tuple.source, tuple.destination, seed);
+    (mix(state ^ tuple.ports_word() ^ u64::from(attempt) << 48) >> 32) as u32
 }
 
 /// Maps a hash to a slot in `0..len`, evenly, without a division. The result is 0 when `len` is 0.
@@ -40,16 +40,16 @@ mod tests {
 
     use super::*;
     use crate::Address4;
-    use crate::tuple::{Protocol, Zero};
+    use crate::tuple::{InterfaceIndex, Protocol, Tuple4};
 
     fn tuple(source: [u8; 4], source_port: u16) -> Tuple4 {
-        Tuple4 {
+        Tuple {
             source: Address4 { octets: source },
             destination: Address4 { octets: [10, 96, 0, 10] },
             source_port,
             destination_port: 80,
             protocol: Protocol::Tcp,
-            reserved: Zero::ZERO,
+            interface: InterfaceIndex::new(0),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
-use crate::addr::Address4;
+use crate::addr::{Address, Address4, Address6};
+use crate::plain::plain;
 
 /// A transport protocol that services can have, with its IANA number.
 #[repr(u8)]
@@ -12,7 +13,7 @@ pub enum Protocol {
     Tcp = 6,
     /// RFC 768.
     Udp = 17,
-    /// RFC 9260; known to the Service API, not translated yet.
+    /// RFC 9260. Its checksum covers the ports and not the addresses: ports are never rewritten.
     Sctp = 132,
 }
 
@@ -45,27 +46,60 @@ impl<const N: usize> Zero<N> {
     pub const ZERO: Self = Self([0; N]);
 }
 
-/// Source and destination of an IPv4 packet with their ports.
+/// Index of a network interface, its lower 24 bits, least significant byte first: what fits beside the protocol.
+///
+/// Two interfaces of a node are confused only when 16,777,216 others were made between them and both are still there.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct InterfaceIndex([u8; 3]);
+
+impl InterfaceIndex {
+    /// Of an index as the kernel gives it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(index: u32) -> Self {
+        let [a, b, c, _] = index.to_le_bytes();
+        Self([a, b, c])
+    }
+
+    /// The index.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        let [a, b, c] = self.0;
+        u32::from_le_bytes([a, b, c, 0])
+    }
+}
+
+/// Source and destination of a packet with their ports, and the client whose packet it is.
+///
+/// The same addresses and ports at two interfaces are two tuples: what one pod sends, whatever source address it claims,
+/// never makes an entry for the packets of another.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Tuple4 {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]
+pub struct Tuple<A> {
     /// Source address.
-    pub source: Address4,
+    pub source: A,
     /// Destination address.
-    pub destination: Address4,
+    pub destination: A,
     /// Source port, in the byte order of the machine.
     pub source_port: u16,
     /// Destination port, in the byte order of the machine.
     pub destination_port: u16,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Always zero.
-    pub reserved: Zero<3>,
+    /// The client's host-side interface.
+    pub interface: InterfaceIndex,
 }
 
-const _: () = assert!(size_of::<Tuple4>() == 16);
+/// A tuple of IPv4.
+pub type Tuple4 = Tuple<Address4>;
+/// A tuple of IPv6.
+pub type Tuple6 = Tuple<Address6>;
 
-impl Tuple4 {
+plain!(Tuple4, 16);
+plain!(Tuple6, 40);
+
+impl<A: Address> Tuple<A> {
     /// The tuple that the answer to this packet carries.
     #[inline(always)]
     #[must_use]
@@ -76,40 +110,39 @@ impl Tuple4 {
             source_port: self.destination_port,
             destination_port: self.source_port,
             protocol: self.protocol,
-            reserved: self.reserved,
+            interface: self.interface,
         }
     }
 
     /// The same packet, sent to another destination.
     #[inline(always)]
     #[must_use]
-    pub const fn to(self, destination: Address4, destination_port: u16) -> Self {
+    pub const fn to(self, destination: A, destination_port: u16) -> Self {
         Self { destination, destination_port, ..self }
     }
 
-    /// Addresses as one number and ports with the protocol as another, for [`crate::hash`].
+    /// Ports and protocol as one number, for [`crate::hash`].
     #[inline(always)]
     #[must_use]
-    pub const fn words(self) -> [u64; 2] {
-        let source = u32::from_be_bytes(self.source.octets) as u64;
-        let destination = u32::from_be_bytes(self.destination.octets) as u64;
+    pub const fn ports_word(&self) -> u64 {
         let ports = (self.source_port as u64) << 16 | self.destination_port as u64;
-        [source << 32 | destination, ports << 8 | self.protocol as u64]
+        ports << 8 | self.protocol as u64
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plain::Plain as _;
 
     fn tuple() -> Tuple4 {
-        Tuple4 {
+        Tuple {
             source: Address4 { octets: [10, 244, 1, 2] },
             destination: Address4 { octets: [10, 96, 0, 1] },
             source_port: 40_000,
             destination_port: 80,
             protocol: Protocol::Tcp,
-            reserved: Zero::ZERO,
+            interface: InterfaceIndex::new(7),
         }
     }
 
@@ -121,8 +154,7 @@ mod tests {
 
     #[test]
     fn a_protocol_outside_the_enum_is_refused_when_read() {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(tuple().as_bytes());
+        let mut bytes = tuple().bytes();
         assert_eq!(Tuple4::try_read_from_bytes(&bytes).unwrap(), tuple());
         bytes[12] = 1;
         assert!(Tuple4::try_read_from_bytes(&bytes).is_err());

@@ -142,7 +142,7 @@ fn cleanup_removes_everything_and_says_what() {
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 4, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 9, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 21, "{removed}");
     assert_eq!(removed.matches("removed program ").count(), 2, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();

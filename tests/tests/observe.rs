@@ -124,7 +124,7 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
         ("viaduct_map_entries{map=\"BACKENDS_4\"}", 1.0),
         ("viaduct_map_max_entries{map=\"FLOWS_4\"}", 65536.0),
         ("viaduct_map_entries{map=\"FLOWS_4\"}", 20.0),
-        ("viaduct_dropped_packets_total{reason=\"hairpin\"}", 0.0),
+        ("viaduct_dropped_packets_total{reason=\"land\"}", 0.0),
         ("kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}", 0.0),
         ("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.001\"}", f64::NAN),
         ("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"16.384\"}", f64::NAN),

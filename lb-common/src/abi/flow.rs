@@ -1,0 +1,149 @@
+//! What the programs remember of packets, and of the interfaces that these come by.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
+use crate::addr::{Address4, Address6};
+use crate::plain::plain;
+use crate::tuple::{InterfaceIndex, Protocol, Tuple, Zero};
+
+/// The place at which a flow's packets are rewritten. A packet may cross several hooks of a node.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum Hook {
+    /// TC ingress of a pod's host-side interface: the pod has sent the packet.
+    FromPod = 0,
+    /// TC egress of the same interface: the packet is about to reach the pod.
+    ToPod = 1,
+    /// As [`Hook::FromPod`], and goes back out of the same interface: the pod has dialled itself.
+    Hairpin = 2,
+    /// The replies to that, which the same pod has sent as well.
+    HairpinReply = 3,
+}
+
+/// Value of `FLOWS_4` and `FLOWS_6`: what a packet that carries the key's tuple becomes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, Immutable, KnownLayout)]
+pub struct Flow<A> {
+    /// The tuple that the packet leaves with.
+    pub to: Tuple<A>,
+    /// The chosen backend, an index into `BACKENDS_4` or `BACKENDS_6`; [`Flow::NO_BACKEND`] for a connection that a client
+    /// has made without a service, and that only needs other ports than another flow.
+    pub backend: u32,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// The service port that was dialled.
+    pub service_port: u32,
+    /// Where the entry applies.
+    pub hook: Hook,
+    /// This direction carried a FIN.
+    pub fin: bool,
+    /// This direction carried a RST (SCTP: an ABORT or SHUTDOWN COMPLETE).
+    pub reset: bool,
+    /// The client has sent more than a SYN. Of the client's direction only.
+    pub established: bool,
+    /// Time of the latest packet: nanoseconds of `CLOCK_MONOTONIC`, to the precision of a timer tick.
+    pub last_seen: u64,
+    /// Packets of this direction, the first one included. A segmentation-offloaded packet counts as one.
+    pub packets: u64,
+    /// Bytes of this direction from the IP header on.
+    pub bytes: u64,
+}
+
+/// Of IPv4.
+pub type Flow4 = Flow<Address4>;
+/// Of IPv6.
+pub type Flow6 = Flow<Address6>;
+
+plain!(Flow4, 56);
+plain!(Flow6, 80);
+
+impl<A> Flow<A> {
+    /// In [`Flow::backend`]: none.
+    pub const NO_BACKEND: u32 = u32::MAX;
+}
+
+/// Key of `AFFINITY_4` and `AFFINITY_6`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, Immutable, KnownLayout)]
+pub struct AffinityKey<A> {
+    /// Who dials.
+    pub client: A,
+    /// What is dialled.
+    pub service_port: u32,
+}
+
+/// Of IPv4.
+pub type AffinityKey4 = AffinityKey<Address4>;
+/// Of IPv6.
+pub type AffinityKey6 = AffinityKey<Address6>;
+
+plain!(AffinityKey4, 8);
+plain!(AffinityKey6, 20);
+
+/// Value of `AFFINITY_4` and `AFFINITY_6`: the backend with which a client stays.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Affinity {
+    /// The backend, an index into `BACKENDS_4` or `BACKENDS_6`.
+    pub backend: u32,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// Time of the latest new connection: nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_used: u64,
+}
+
+/// Key of `FRAGMENTS_4` and `FRAGMENTS_6`: what the fragments of a packet have in common (RFC 791, RFC 8200).
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Identification, as it lies in the packet.
+    pub id: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Where they were seen.
+    pub interface: InterfaceIndex,
+}
+
+/// Of IPv4.
+pub type FragmentKey4 = FragmentKey<Address4>;
+/// Of IPv6.
+pub type FragmentKey6 = FragmentKey<Address6>;
+
+plain!(FragmentKey4, 16);
+plain!(FragmentKey6, 40);
+
+/// Value of `FRAGMENTS_4` and `FRAGMENTS_6`: what only the first fragment tells.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Fragment {
+    /// Source port, in the byte order of the machine.
+    pub source_port: u16,
+    /// Destination port, in the byte order of the machine.
+    pub destination_port: u16,
+    /// Always zero.
+    pub reserved: Zero<4>,
+    /// When the first fragment was seen: nanoseconds of `CLOCK_MONOTONIC`.
+    pub seen: u64,
+}
+
+/// Value of `INTERFACES`, whose key is the index of a pod's host-side interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PodInterface {
+    /// Id of the pod's network namespace, as the node's namespace numbers them; -1 when unknown.
+    pub netns_id: i32,
+}
+
+/// Value of `REFUSALS`, per CPU: how many refusals may be sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TokenBucket {
+    /// Refusals left.
+    pub tokens: u64,
+    /// When some were added last: nanoseconds of `CLOCK_MONOTONIC`.
+    pub filled: u64,
+}

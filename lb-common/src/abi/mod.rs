@@ -1,0 +1,27 @@
+//! Keys and values of the pinned maps, and the settings that the agent patches into the programs.
+//!
+//! The kernel programs write them, the agent and the command line read them back, perhaps of another version than the
+//! one that wrote them: so every struct is `repr(C)` with no hidden padding, and is parsed, not trusted, when read.
+//! A change of any of them is a change of [`LAYOUT`].
+
+mod flow;
+mod names;
+mod reason;
+mod service;
+mod settings;
+
+pub use self::flow::{
+    Affinity, AffinityKey, AffinityKey4, AffinityKey6, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
+    FragmentKey6, Hook, PodInterface, TokenBucket,
+};
+pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};
+pub use self::reason::Reason;
+pub use self::service::{
+    Backend, Backend4, Backend6, BackendState, Frontend, FrontendKey, FrontendKey4, FrontendKey6, Scope, ServicePort,
+    SlotPair, SlotRange, TrafficPolicy, Vip, service_port_flags, vip_flags,
+};
+pub use self::settings::{IdleTimes, handover, options};
+pub use crate::addr::Family;
+
+/// Version of everything in this module. Maps are pinned in a folder that carries it.
+pub const LAYOUT: u32 = 3;

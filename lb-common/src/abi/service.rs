@@ -1,0 +1,180 @@
+//! What is served: frontends, service ports, slots and backends. Written by the agent.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
+use crate::addr::{Address, Address4, Address6};
+use crate::plain::plain;
+use crate::tuple::{Protocol, Zero};
+
+/// Who dials a frontend. The traffic policies of a service differ between the two.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum Scope {
+    /// Pods of this node and the node itself.
+    Cluster = 0,
+    /// Everybody else.
+    External = 1,
+}
+
+/// Which endpoints of a Service may be chosen.
+#[repr(u8)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub enum TrafficPolicy {
+    /// All endpoints of the cluster.
+    #[default]
+    Cluster = 0,
+    /// Those on this node only.
+    Local = 1,
+}
+
+/// Key of `FRONTENDS_4` and `FRONTENDS_6`: what a client dials.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, TryFromBytes, Immutable, KnownLayout)]
+pub struct FrontendKey<A> {
+    /// The virtual address.
+    pub address: A,
+    /// Port, in the byte order of the machine.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Who dials.
+    pub scope: Scope,
+}
+
+/// Of IPv4.
+pub type FrontendKey4 = FrontendKey<Address4>;
+/// Of IPv6.
+pub type FrontendKey6 = FrontendKey<Address6>;
+
+plain!(FrontendKey4, 8);
+plain!(FrontendKey6, 20);
+
+/// Value of `FRONTENDS_4` and `FRONTENDS_6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Frontend {
+    /// Index into `SERVICE_PORTS`, `SERVICE_STATS`, and key of `SERVICE_NAMES`.
+    pub service_port: u32,
+}
+
+/// Value of `VIPS_4` and `VIPS_6`, whose keys are the addresses that have a frontend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Vip {
+    /// See [`vip_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Vip::flags`].
+pub mod vip_flags {
+    /// Some service port of the address has a backend.
+    pub const HAS_BACKEND: u32 = 1;
+}
+
+/// Value of `SERVICE_PORTS`.
+///
+/// Two words of eight bytes, each replaced by one aligned store and read by one load. The store of the slots is the moment
+/// at which a new set of backends counts, at all frontends of the service port at once.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ServicePort {
+    /// The slots that it owns now.
+    pub slots: SlotRange,
+    /// How long a client stays with its backend after its latest new connection, seconds; 0 without session affinity.
+    pub affinity: u32,
+    /// See [`service_port_flags`].
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<ServicePort>() == 16);
+
+/// Bits of [`ServicePort::flags`].
+pub mod service_port_flags {
+    /// Without a backend packets are dropped in silence. Otherwise their senders are told.
+    pub const DROP_WHEN_EMPTY: u32 = 1;
+}
+
+/// The slots of a service port.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SlotRange {
+    /// Index of the first slot.
+    pub start: u32,
+    /// Number of slots; 0 when the service port has no backend.
+    pub len: u32,
+}
+
+const _: () = assert!(size_of::<SlotRange>() == 8);
+
+impl SlotRange {
+    /// No slots: a service port without backends, or an unused entry.
+    pub const EMPTY: Self = Self { start: 0, len: 0 };
+}
+
+/// Value of `SLOTS`: two slots, since the kernel gives each value of an array eight bytes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SlotPair {
+    /// Backend ids, of the slot with the even index first.
+    pub backends: [u32; 2],
+}
+
+const _: () = assert!(size_of::<SlotPair>() == 8);
+
+/// Whether a backend may be used.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+pub enum BackendState {
+    /// The entry is unused.
+    Free = 0,
+    /// Gets new connections.
+    Active = 1,
+    /// Gone from its service. TCP connections go on, UDP flows and new SYNs select again. The entry keeps the address
+    /// until it is reused, for packets that read the slots a moment before.
+    Removed = 2,
+    /// It terminates, or a policy excludes it now: in no slot, so it gets nothing new. The flows that it has go on.
+    Draining = 3,
+}
+
+/// Value of `BACKENDS_4` and `BACKENDS_6`: one endpoint of one service port.
+///
+/// The first eight bytes are stored at once, after the rest. Values of an array begin at multiples of eight bytes.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, Immutable, KnownLayout)]
+pub struct Backend<A> {
+    /// Counts how often the id was given out, so that a flow knows whether its backend is still the same one.
+    pub generation: u32,
+    /// Whether it may be used.
+    pub state: BackendState,
+    /// Address of the endpoint.
+    pub address: A,
+    /// Port of the endpoint, in the byte order of the machine.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Always zero.
+    pub reserved: Zero<1>,
+    /// The service port that it belongs to.
+    pub service_port: u32,
+}
+
+/// Of IPv4.
+pub type Backend4 = Backend<Address4>;
+/// Of IPv6.
+pub type Backend6 = Backend<Address6>;
+
+plain!(Backend4, 20);
+plain!(Backend6, 32);
+
+impl<A: Address> Backend<A> {
+    /// Generation and state as they are stored together.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(generation: u32, state: BackendState) -> u64 {
+        generation as u64 | (state as u64) << 32
+    }
+}
+
+const _: () = assert!(cfg!(target_endian = "little") || cfg!(target_arch = "bpf"), "words are split so");
