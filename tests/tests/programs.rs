@@ -18,7 +18,7 @@ use viaduct_tests::{
 };
 
 /// The families that programs speak.
-const FAMILIES: [Family; 1] = [Family::V4];
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Where their clients run.
 const CLIENTS: [Client; 1] = [("a pod", |lab| lab.pod("client").namespace())];
 /// How often a run through the service may be tried that sends more segments again than one without: a machine that does
@@ -207,7 +207,7 @@ fn random_file(path: &Path, length: u64) {
     std::io::copy(&mut random, &mut fs::File::create(path).unwrap()).unwrap();
 }
 
-/// So many addresses that an answer takes three packets.
+/// So many addresses that an answer by UDP comes in three fragments.
 const ADDRESSES: usize = 200;
 
 #[test]
@@ -240,6 +240,7 @@ fn dig_asks_dnsmasq_for_small_and_large_answers() {
                 // dig does not fall back to TCP.
                 ("one.test", &["+notcp", "+ignore"][..], 1),
                 ("one.test", &["+tcp"], 1),
+                ("many.test", &["+notcp", "+ignore"], ADDRESSES),
                 ("many.test", &["+tcp"], ADDRESSES),
             ] {
                 // Each from a socket of its own.

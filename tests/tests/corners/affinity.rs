@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use viaduct_tests::{Endpoint, Tally, bulk_http, bulk_udp, needs_root};
 
-use super::cluster::{Cluster, FAMILIES, Vip};
+use super::cluster::{Cluster, Nodes, Vip};
 
 const BOTH: [&str; 2] = ["backend1", "backend2"];
 
@@ -28,8 +28,8 @@ fn only_one(tally: &Tally) -> String {
 #[test]
 fn a_client_stays_with_its_backend_while_that_is_there() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = serve(&cluster, 600, BOTH.map(|pod| cluster.endpoint(pod)));
         for client in ["client1", "client2"].map(|name| cluster.client(name)) {
             let chosen = only_one(&bulk_http(client, vip.http(), 100, 4));
@@ -37,7 +37,7 @@ fn a_client_stays_with_its_backend_while_that_is_there() {
 
             // A change elsewhere in the service leaves it there.
             let elsewhere = Endpoint::at(
-                if family == viaduct_tests::Family::V4 { "10.244.1.250" } else { "fd00:10:244:1::250" }
+                if cluster.family == viaduct_tests::Family::V4 { "10.244.1.250" } else { "fd00:10:244:1::250" }
                     .parse()
                     .unwrap(),
             );
@@ -58,8 +58,8 @@ fn a_client_stays_with_its_backend_while_that_is_there() {
 #[test]
 fn a_backend_that_is_leaving_holds_no_client_by_affinity() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = serve(&cluster, 600, BOTH.map(|pod| cluster.endpoint(pod)));
         let client = cluster.client("client1");
         let chosen = only_one(&bulk_http(client, vip.http(), 20, 4));
@@ -75,8 +75,8 @@ fn a_backend_that_is_leaving_holds_no_client_by_affinity() {
 #[test]
 fn affinity_ends_with_its_time_and_each_new_connection_prolongs_it() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = serve(&cluster, 1, BOTH.map(|pod| cluster.endpoint(pod)));
         let client = cluster.client("client1");
         let ask = || only_one(&bulk_http(client, vip.http(), 1, 1));

@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::client::Cable;
 use viaduct_tests::{
-    Endpoint, EndpointSliceManifest, Family, HttpServer, Lab, Namespace, ServiceManifest, Topology, UdpServer,
+    Endpoint, EndpointSliceManifest, Family, HttpServer, Lab, Namespace, Node, ServiceManifest, Topology, UdpServer,
 };
 
-pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// A client, a backend on its own node, and one on the other.
 pub(crate) const WAYS: [(&str, &str, &str); 2] =
     [("client1", "backend1", "backend2"), ("client2", "backend2", "backend1")];
@@ -16,10 +16,16 @@ pub(crate) const WAYS: [(&str, &str, &str); 2] =
 pub(crate) const HTTP: u16 = 8080;
 pub(crate) const DNS: u16 = 5353;
 
-pub(crate) struct Cluster {
-    pub(crate) lab: Lab,
-    pub(crate) family: Family,
+/// The nodes with their agents, pods and servers, of both families.
+pub(crate) struct Nodes {
+    lab: Lab,
     _servers: Vec<(HttpServer, UdpServer)>,
+}
+
+/// One family of them.
+pub(crate) struct Cluster<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) family: Family,
 }
 
 /// A service by its address: HTTP at port 80, UDP at port 53.
@@ -36,29 +42,44 @@ impl Vip {
     }
 }
 
-impl Cluster {
-    /// A cluster with dual-stack nodes whose services and servers are of one family.
-    pub(crate) fn new(family: Family) -> Self {
-        Self::with(family, &[])
+impl Nodes {
+    pub(crate) fn new() -> Self {
+        Self::with(&[])
     }
 
-    /// The same with these arguments for the agents.
-    pub(crate) fn with(family: Family, arguments: &[&str]) -> Self {
+    /// With these arguments for the agents.
+    pub(crate) fn with(arguments: &[&str]) -> Self {
         let lab = Lab::builder()
             .node("node1", Topology::Routed, ["client1", "backend1"])
             .node("node2", Topology::Bridge, ["client2", "backend2"])
             .build()
             .unwrap();
-        let servers = ["backend1", "backend2"].map(|name| {
-            let pod = lab.pod(name);
-            (pod.http_server_of(family, HTTP).unwrap(), pod.udp_server_of(family, DNS).unwrap())
-        });
-        for node in lab.nodes() {
-            node.start_agent_with(arguments).unwrap();
+        let mut servers = Vec::new();
+        for (pod, family) in ["backend1", "backend2"].into_iter().flat_map(|pod| FAMILIES.map(|family| (pod, family))) {
+            let (http, udp) = (lab.pod(pod).http_server_of(family, HTTP), lab.pod(pod).udp_server_of(family, DNS));
+            servers.push((http.unwrap(), udp.unwrap()));
         }
-        Self { lab, family, _servers: servers.into() }
+        for router in lab.nodes().iter().map(Node::namespace).chain([lab.fabric()]) {
+            // As many errors as there are reasons for: by default a host gets a few a second.
+            for limit in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+                router.run(|| std::fs::write(format!("/proc/sys/net/{limit}"), "0")).unwrap();
+            }
+        }
+        let agents: Vec<_> = lab.nodes().iter().map(|node| node.spawn_agent_with(arguments).unwrap()).collect();
+        agents.iter().for_each(|agent| agent.wait_until_ready().unwrap());
+        Self { lab, _servers: servers }
     }
 
+    pub(crate) fn of(&self, family: Family) -> Cluster<'_> {
+        Cluster { lab: &self.lab, family }
+    }
+
+    pub(crate) fn families(&self) -> [Cluster<'_>; 2] {
+        FAMILIES.map(|family| self.of(family))
+    }
+}
+
+impl Cluster<'_> {
     pub(crate) fn client(&self, name: &str) -> &Namespace {
         self.lab.pod(name).namespace()
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use viaduct_tests::client::{tcp_from, udp_exchange, udp_from};
 use viaduct_tests::{Endpoint, Family, Namespace, needs_root};
 
-use super::cluster::{Cluster, FAMILIES, WAYS};
+use super::cluster::{Nodes, WAYS};
 
 /// What connecting, or the first answer to a datagram, fails with, and how long that takes.
 pub(crate) fn failures(client: &Namespace, tcp: SocketAddr, udp: SocketAddr) -> [(ErrorKind, Duration); 2] {
@@ -28,8 +28,8 @@ fn kind(error: &anyhow::Error) -> ErrorKind {
 #[test]
 fn a_port_that_is_closed_in_the_pod_is_refused() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         for (number, (client, own, other)) in WAYS.into_iter().enumerate() {
             for (offset, backend) in [own, other].into_iter().enumerate() {
                 let last = 10 + u8::try_from(number * 2 + offset).unwrap();
@@ -49,9 +49,9 @@ fn a_port_that_is_closed_in_the_pod_is_refused() {
 #[test]
 fn a_backend_that_cannot_be_reached_fails_a_connect_at_once() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
-        let gone = if family == Family::V4 { "10.244.2.99" } else { "fd00:10:244:2::99" };
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
+        let gone = if cluster.family == Family::V4 { "10.244.2.99" } else { "fd00:10:244:2::99" };
         let node = cluster.lab.node("node2").namespace();
         node.ip(&format!("route add unreachable {gone}")).unwrap();
         let vip = cluster.serve_as(cluster.service("web", 10), [Endpoint::at(gone.parse().unwrap())]);

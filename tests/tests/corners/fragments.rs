@@ -1,15 +1,18 @@
 //! Datagrams that are larger than the way, in pieces.
 
-use viaduct_tests::client::{udp_exchange, udp_from};
-use viaduct_tests::{Family, needs_root, packet};
+use std::net::UdpSocket;
+use std::time::Duration;
 
-use super::cluster::{Cluster, FAMILIES, WAYS};
+use viaduct_tests::client::{udp_exchange, udp_from};
+use viaduct_tests::{Family, needs_root, packet, scaled};
+
+use super::cluster::{Cluster, Nodes, WAYS};
 
 #[test]
 fn datagrams_of_every_size_arrive_and_are_answered() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         for (number, (client, own, other)) in WAYS.into_iter().enumerate() {
             for (offset, backend) in [own, other].into_iter().enumerate() {
                 let last = 10 + u8::try_from(number * 2 + offset).unwrap();
@@ -19,7 +22,7 @@ fn datagrams_of_every_size_arrive_and_are_answered() {
                     let payload: Vec<u8> = (0..=u8::MAX).cycle().take(size).collect();
                     for _ in 0..3 {
                         let (answered, _) = udp_exchange(&socket, &payload).unwrap_or_else(|error| {
-                            panic!("{family:?}, {client} to {backend}, {size} bytes: {error:#}")
+                            panic!("{:?}, {client} to {backend}, {size} bytes: {error:#}", cluster.family)
                         });
                         assert_eq!(answered, backend);
                     }
@@ -33,8 +36,8 @@ fn datagrams_of_every_size_arrive_and_are_answered() {
 #[test]
 fn first_datagrams_of_a_flow_may_be_fragments_too() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = cluster.serve("dns", 10, &["backend1", "backend2"]);
         let mut answered = std::collections::BTreeSet::new();
         for (client, _, _) in WAYS {
@@ -47,36 +50,68 @@ fn first_datagrams_of_a_flow_may_be_fragments_too() {
     }
 }
 
+/// What comes before the first fragment waits for it only as long as it takes to go round a few times.
 #[test]
-fn fragments_arrive_in_any_order() {
+fn fragments_behind_the_first_arrive_in_any_order_and_the_others_arrive_or_are_counted() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = cluster.serve("dns", 10, &["backend2"]);
-        let pod = cluster.lab.pod("client1");
-        for (identification, order) in
-            [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0], [0, 2, 1], [2, 0, 1]].iter().enumerate()
+        for (number, order) in
+            [[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 1, 0], [1, 2, 0], [2, 0, 1]].into_iter().enumerate()
         {
-            // The socket only gets the answer; what is asked goes over the cable.
-            let socket = udp_from(pod.namespace(), 0, vip.dns()).unwrap();
-            let frame = packet::udp(socket.local_addr().unwrap(), vip.dns(), &[9; 3000]);
-            let fragments = packet::fragments(&frame, 1000 + u32::try_from(identification).unwrap(), 1200);
-            for &index in order {
-                cluster.send("client1", &fragments[index]);
+            // The socket only gets the answers; what is asked goes over the cable.
+            let socket = udp_from(cluster.client("client1"), 0, vip.dns()).unwrap();
+            let identification = 1000 + 10 * u32::try_from(number).unwrap();
+            let dropped = dropped_fragments(&cluster);
+            send(&cluster, &socket, (identification, order), 1);
+            match answer(&socket) {
+                Some(answered) => assert_eq!(answered, payload(1), "{order:?}"),
+                None => {
+                    assert_ne!(order[0], 0, "the first fragment was there when the others came: {order:?}");
+                    assert!(dropped_fragments(&cluster) > dropped, "{order:?}");
+                }
             }
-            let mut answer = [0; 4000];
-            let length = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{family:?}, {order:?}: {error}"));
-            assert!(answer[..length].starts_with(b"backend2 ") && answer[..length].ends_with(&[9; 3000]), "{order:?}");
+            // Nothing stays behind that would get into the next datagram.
+            send(&cluster, &socket, (identification + 1, [0, 1, 2]), 2);
+            assert_eq!(answer(&socket), Some(payload(2)), "{order:?}");
         }
     }
+}
+
+fn payload(value: u8) -> Vec<u8> {
+    vec![value; 3000]
+}
+
+/// Sends a datagram of the socket in three fragments, in this order.
+fn send(cluster: &Cluster, socket: &UdpSocket, (identification, order): (u32, [usize; 3]), value: u8) {
+    let frame = packet::udp(socket.local_addr().unwrap(), socket.peer_addr().unwrap(), &payload(value));
+    let fragments = packet::fragments(&frame, identification, 1200);
+    order.into_iter().for_each(|index| cluster.send("client1", &fragments[index]));
+}
+
+/// The payload that `backend2` has sent back, if it does so soon.
+fn answer(socket: &UdpSocket) -> Option<Vec<u8>> {
+    socket.set_read_timeout(Some(scaled(Duration::from_millis(500)))).unwrap();
+    let mut answer = [0; 4000];
+    let length = socket.recv(&mut answer).ok()?;
+    let mut parts = answer[..length].splitn(3, |byte| *byte == b' ');
+    assert_eq!(parts.next(), Some(&b"backend2"[..]));
+    parts.nth(1).map(<[u8]>::to_vec)
+}
+
+fn dropped_fragments(cluster: &Cluster) -> u64 {
+    let status = cluster.lab.node("node1").viaduct(&["status", "-o", "json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    status["reasons"]["fragment"]["packets"].as_u64().unwrap()
 }
 
 /// A fragment of what is no service's affair passes as it is.
 #[test]
 fn fragments_to_pods_are_left_alone() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         cluster.serve("dns", 10, &["backend1"]);
         for (client, own, other) in WAYS {
             for backend in [own, other] {
@@ -92,7 +127,8 @@ fn fragments_to_pods_are_left_alone() {
 #[test]
 fn extension_headers_are_no_hindrance() {
     needs_root!();
-    let cluster = Cluster::new(Family::V6);
+    let nodes = Nodes::new();
+    let cluster = nodes.of(Family::V6);
     let vip = cluster.serve("dns", 10, &["backend2"]);
     let pod = cluster.lab.pod("client1");
     for extensions in [

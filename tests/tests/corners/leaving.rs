@@ -3,15 +3,15 @@
 use viaduct_tests::client::{udp_exchange, udp_from};
 use viaduct_tests::{HttpConnection, bulk_http, bulk_udp, needs_root};
 
-use super::cluster::{Cluster, FAMILIES};
+use super::cluster::Nodes;
 
 const CONNECTIONS: usize = 10;
 
 #[test]
 fn a_terminating_backend_keeps_its_connections_and_gets_no_new_ones() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let client = cluster.client("client1");
         let vip = cluster.serve("web", 10, &["backend2"]);
         let mut connections: Vec<_> =
@@ -41,8 +41,8 @@ fn a_terminating_backend_keeps_its_connections_and_gets_no_new_ones() {
 #[test]
 fn a_removed_backend_keeps_its_tcp_connections_and_loses_its_udp_clients_with_their_next_datagram() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &["backend2"]);
         for name in ["client1", "client2"] {
             let client = cluster.client(name);
@@ -63,8 +63,8 @@ fn a_removed_backend_keeps_its_tcp_connections_and_loses_its_udp_clients_with_th
 #[test]
 fn a_backend_that_serves_another_service_now_gets_nothing_of_the_former() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let client = cluster.client("client1");
         let (one, two) = (cluster.serve("one", 10, &["backend2"]), cluster.serve("two", 11, &["backend1"]));
         let sockets: Vec<_> = (0..CONNECTIONS).map(|_| udp_from(client, 0, one.dns()).unwrap()).collect();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use viaduct_tests::client::{do_not_fragment, path_mtu, tcp_from, udp_exchange, udp_from};
 use viaduct_tests::{HttpConnection, Namespace, needs_root, wait_until};
 
-use super::cluster::{Cluster, FAMILIES, WAYS};
+use super::cluster::{Cluster, Nodes, WAYS};
 
 const NARROW: i32 = 1300;
 
@@ -30,8 +30,8 @@ fn narrow_links(cluster: &Cluster) -> Vec<(&'static str, &'static str)> {
 #[test]
 fn tcp_connections_learn_the_mtu_of_a_narrower_link() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         for (number, (client, backend)) in narrow_links(&cluster).into_iter().enumerate() {
             let vip = cluster.serve(&format!("web{number}"), 10 + u8::try_from(number).unwrap(), &[backend]);
             let stream = tcp_from(cluster.client(client), 0, vip.http()).unwrap();
@@ -47,8 +47,8 @@ fn tcp_connections_learn_the_mtu_of_a_narrower_link() {
 #[test]
 fn datagrams_that_no_router_may_fragment_are_refused_with_the_mtu_of_the_way() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         for (number, (client, backend)) in narrow_links(&cluster).into_iter().enumerate() {
             let vip = cluster.serve(&format!("dns{number}"), 10 + u8::try_from(number).unwrap(), &[backend]);
             assert_learns(cluster.client(client), vip.dns(), backend);
@@ -72,8 +72,8 @@ fn assert_learns(client: &Namespace, to: SocketAddr, backend: &str) {
 #[test]
 fn backends_learn_of_a_narrow_link_to_the_client() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let pod = cluster.lab.pod("client1");
         cluster.lab.node("node1").namespace().ip(&format!("link set {} mtu {NARROW}", pod.interface())).unwrap();
         for (number, backend) in [(10, "backend1"), (11, "backend2")] {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use viaduct_tests::client::tcp_from;
 use viaduct_tests::{http_get, needs_root};
 
-use super::cluster::{Cluster, FAMILIES, WAYS};
+use super::cluster::{Nodes, WAYS};
 use super::errors::failures;
 
 #[test]
 fn a_service_without_backends_refuses_at_once() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &[]);
         for (client, _, _) in WAYS {
             for _ in 0..20 {
@@ -31,8 +31,8 @@ fn a_service_without_backends_refuses_at_once() {
 #[test]
 fn a_service_with_local_backends_only_is_silent_where_there_are_none() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let (service, slice) = cluster.service("web", 10);
         let local = service.set("/spec/internalTrafficPolicy", "Local");
         let vip = cluster.serve_as((local, slice), [cluster.endpoint("backend2")]);
@@ -46,8 +46,8 @@ fn a_service_with_local_backends_only_is_silent_where_there_are_none() {
 #[test]
 fn ports_that_a_service_does_not_have_are_refused_on_demand() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::with(family, &["--unserved-ports=refuse"]);
+    let nodes = Nodes::with(&["--unserved-ports=refuse"]);
+    for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &["backend2"]);
         assert_eq!(http_get(cluster.client("client1"), vip.http()).unwrap().backend, "backend2");
         let (mut tcp, mut udp) = (vip.http(), vip.dns());
@@ -65,8 +65,8 @@ fn ports_that_a_service_does_not_have_are_refused_on_demand() {
 #[test]
 fn refusals_have_a_limit_beyond_which_there_is_silence() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::with(family, &["--refusals-per-second", "5"]);
+    let nodes = Nodes::with(&["--refusals-per-second", "5"]);
+    for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &[]);
         let client = cluster.client("client1");
         // A refused SYN is not sent again; an unanswered one is, a second later, when there is room again.

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use viaduct_tests::{Namespace, addresses, command, needs_root};
 
-use super::cluster::{Cluster, FAMILIES, WAYS};
+use super::cluster::{Nodes, WAYS};
 
 /// The addresses of the hops that traceroute prints, the last of which answered. `*` is one that did not answer.
 fn hops(client: &Namespace, arguments: &[&str]) -> Vec<String> {
@@ -19,8 +19,8 @@ fn hops(client: &Namespace, arguments: &[&str]) -> Vec<String> {
 #[test]
 fn traceroute_shows_the_way_to_a_backend_and_the_service_at_its_end() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         for (number, (name, own, other)) in WAYS.into_iter().enumerate() {
             for (offset, backend) in [own, other].into_iter().enumerate() {
                 let last = 10 + u8::try_from(number * 2 + offset).unwrap();
@@ -31,7 +31,7 @@ fn traceroute_shows_the_way_to_a_backend_and_the_service_at_its_end() {
                     let mut expected = hops(client, &[way, ports[1], &direct]);
                     // Packets to a service always go through the node, also where pods on one bridge reach each other.
                     if (name, backend) == ("client2", "backend2") {
-                        expected.insert(0, addresses::pod_gateway(family, 2).address.to_string());
+                        expected.insert(0, addresses::pod_gateway(cluster.family, 2).address.to_string());
                     }
                     let end = expected.last_mut().unwrap();
                     assert_eq!(*end, direct);
@@ -51,8 +51,8 @@ fn ping(client: &Namespace, address: &str, options: &[&str]) -> Output {
 #[test]
 fn a_service_answers_ping_while_it_has_a_backend() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::new(family);
+    let nodes = Nodes::new();
+    for cluster in nodes.families() {
         let with = cluster.serve("web", 10, &["backend2"]).0.to_string();
         let without = cluster.serve("empty", 11, &[]).0.to_string();
         for (name, _, _) in WAYS {
@@ -72,8 +72,8 @@ fn a_service_answers_ping_while_it_has_a_backend() {
 #[test]
 fn no_service_answers_ping_where_that_is_not_wanted() {
     needs_root!();
-    for family in FAMILIES {
-        let cluster = Cluster::with(family, &["--answer-echo=false"]);
+    let nodes = Nodes::with(&["--answer-echo=false"]);
+    for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &["backend2"]).0.to_string();
         assert!(!ping(cluster.client("client1"), &vip, &[]).status.success());
     }
