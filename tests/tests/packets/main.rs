@@ -52,10 +52,19 @@ const FIRST_PACKETS: [(&str, Build); 4] = [
     }),
 ];
 
-/// The backend that a frame was sent to.
+/// From where a frame comes, as it says.
+fn source(frame: &[u8]) -> SocketAddr {
+    packet::read(frame).unwrap().from
+}
+
+/// Where a frame goes to.
 fn destination(frame: &[u8]) -> SocketAddr {
-    let port = u16::from_be_bytes([frame[36], frame[37]]);
-    SocketAddr::from(([frame[30], frame[31], frame[32], frame[33]], port))
+    packet::read(frame).unwrap().to
+}
+
+/// A source port of a flow that could not have the client's.
+fn is_spare(port: u16) -> bool {
+    port >= 61_000
 }
 
 fn tuple(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Tuple4 {
