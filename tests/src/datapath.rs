@@ -82,7 +82,9 @@ pub struct Datapath {
     state: State,
     plan: Plan,
     pins: Pins,
-    checks_sums: bool,
+    /// Whether each packet is given a checksum over all of it, where the kernel can do that, so that the kernel checks what
+    /// becomes of it. It takes the sum for wrong when a program has cut the packet, although the sum counts no more then.
+    pub checks_sums: bool,
     // Last, so that the pins are removed when nothing here needs them any more.
     _reaper: Reaper,
 }
@@ -185,8 +187,6 @@ impl Datapath {
         self.run(Object::TO_POD, &input.into())
     }
 
-    /// Where the kernel can do that, each packet is given a checksum over all of it, so that the kernel checks what becomes
-    /// of that.
     fn run(&mut self, program: &str, input: &Input) -> Result<Output> {
         let checksum_complete = input.checksum_complete || self.checks_sums;
         let (output, _) = self.repeat(program, &Input { checksum_complete, ..input.clone() }, 1)?;

@@ -1,16 +1,21 @@
 //! One client port, two ways to one backend: replies are told apart by another source port.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::process::Command;
 
 use lb_common::Protocol;
 use lb_common::abi::{Family, Flow, Reason};
-use viaduct_tests::datapath::{Datapath, MARK, Verdict};
-use viaduct_tests::needs_root;
+use lb_userspace::dataplane::PodInterfaces;
+use lb_userspace::interfaces::Interface;
+use tokio::net::TcpSocket;
+use viaduct_tests::command::run;
+use viaduct_tests::datapath::{Datapath, Input, LO, MARK, Verdict};
 use viaduct_tests::packet::{self, IcmpError, TcpFlags};
+use viaduct_tests::{Namespace, needs_root};
 
 use super::{
-    Build, FIRST_PACKETS, Net, count, destination, dropped, flow_entries, forget_flows, is_spare, maps, nets, passed,
-    source,
+    Build, FIRST_PACKETS, Net, POD2, count, destination, dropped, flow_entries, forget_flows, is_spare, maps, nets,
+    passed, source, with_another_interface,
 };
 
 /// Two virtual addresses with one backend.
@@ -125,6 +130,79 @@ fn a_direct_connection_without_a_flow_in_its_way_is_left_alone() {
         assert_eq!(datapath.from_pod(direct.clone()).unwrap(), passed(direct, 0));
         assert_eq!(flow_entries(&mut datapath, &net), 4, "the flow that is over is gone");
     }
+}
+
+/// A network namespace as a pod's, which the node knows by a number, with the addresses of client and backend.
+fn pod(datapath: &Datapath) -> Namespace {
+    let lab = datapath.pins().root().file_name().unwrap().to_str().unwrap();
+    let pod = Namespace::named(format!("{lab}-pod"));
+    for arguments in [format!("netns add {}", pod.name()), format!("netns set {} {NETNS}", pod.name())] {
+        run(Command::new("ip").args(arguments.split(' '))).unwrap();
+    }
+    pod.ip("link set lo up").unwrap();
+    for net in nets() {
+        for address in [net.client.ip(), net.backends[0].ip()] {
+            let (length, nodad) = if address.is_ipv4() { (32, "") } else { (128, "nodad") };
+            pod.ip(&format!("address add {address}/{length} dev lo {nodad}")).unwrap();
+        }
+    }
+    pod
+}
+
+const NETNS: i32 = 5;
+
+/// A TCP connection from an address of choice.
+fn connect(from: SocketAddr, to: SocketAddr) -> std::net::TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(from).unwrap();
+        socket.connect(to).await.unwrap().into_std().unwrap()
+    })
+}
+
+#[test]
+fn a_flow_is_not_opened_over_a_connection_that_the_pod_has_made_without_a_service() {
+    needs_root!();
+    with_another_interface(|| {
+        let mut datapath = two_vips();
+        let pod = pod(&datapath);
+        let udp: Build = |from, to| packet::udp(from, to, b"a question");
+        for net in nets() {
+            let (client, backend) = (net.client, net.backends[0]);
+            let seen_from = |datapath: &mut Datapath, build: Build, interface| {
+                forget_flows(datapath, &net);
+                let input = Input { interface, ..build(client, net.vip).into() };
+                source(&datapath.from_pod(input).unwrap().frame)
+            };
+            let tell = |namespaces: [Option<i32>; 2]| {
+                let named = |netns_id| Interface { name: String::new(), netns_id };
+                let present = [LO, POD2].into_iter().zip(namespaces.map(named)).collect();
+                PodInterfaces::open(datapath.pins()).unwrap().set(&present).unwrap();
+            };
+            tell([Some(NETNS), None]);
+            assert_eq!(seen_from(&mut datapath, syn, LO), client, "no socket");
+            assert_eq!(seen_from(&mut datapath, udp, LO), client, "no socket");
+
+            let sockets = pod.run(|| (TcpListener::bind(client).unwrap(), UdpSocket::bind(client).unwrap()));
+            assert_eq!(seen_from(&mut datapath, syn, LO), client, "a socket that listens");
+            assert_eq!(seen_from(&mut datapath, udp, LO), client, "a socket that takes what comes from anywhere");
+
+            drop(sockets.0);
+            let connection = pod.run(|| {
+                let listener = TcpListener::bind(backend).unwrap();
+                sockets.1.connect(backend).unwrap();
+                (connect(client, backend), listener)
+            });
+            for build in [syn, udp] {
+                let seen = seen_from(&mut datapath, build, LO);
+                assert!(is_spare(seen.port()), "{seen}, besides a connection");
+                assert_eq!(seen_from(&mut datapath, build, POD2), client, "of another pod");
+            }
+            drop((connection, sockets.1));
+        }
+    });
 }
 
 #[test]

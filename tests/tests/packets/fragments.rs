@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use lb_common::abi::{Family, Reason};
+use lb_userspace::dataplane::{OBJECT, Settings};
 use viaduct_tests::datapath::{Datapath, MARK};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
 use super::{
-    Build, Net, ago, at_pod2, both, count, destination, dropped, flow_entries, maps, nets, passed, sent_round,
+    Build, Net, ago, at_pod2, both, count, destination, dropped, flow_entries, maps, nets, passed, sent_round, serve,
     with_another_interface,
 };
 
@@ -90,6 +91,22 @@ fn a_fragment_without_a_first_one_goes_round_sixteen_times_and_is_dropped() {
         assert_eq!(datapath.from_pod_and_round(late.clone(), 17).unwrap(), dropped(late));
         assert_eq!(count(&datapath, Reason::Fragment), before + 1);
     }
+}
+
+#[test]
+fn fragments_go_round_only_as_often_as_the_node_puts_up_with() {
+    needs_root!();
+    let settings = Settings { refusals_per_second: 0, ..Datapath::settings() };
+    let mut datapath = Datapath::with(OBJECT, settings).unwrap();
+    for net in nets() {
+        serve(&mut datapath, &net, &net.backends);
+        let fragments = large(&net, 9);
+        assert_eq!(datapath.from_pod(fragments[1].clone()).unwrap(), dropped(fragments[1].clone()));
+        let first = datapath.from_pod(fragments[0].clone()).unwrap();
+        let expected = translated(&net, 9, &first.frame);
+        assert_eq!(datapath.from_pod(fragments[1].clone()).unwrap(), passed(expected[1].clone(), MARK));
+    }
+    assert_eq!(count(&datapath, Reason::Fragment), 2);
 }
 
 #[test]

@@ -187,9 +187,9 @@ fn a_syn_that_is_sent_again_goes_on_with_its_flow() {
             .serve("web", Protocol::Tcp, net.vip, &[net.backends.as_slice(), &[net.client_at(1)]].concat())
             .unwrap();
         assert_eq!(datapath.from_pod(syn).unwrap(), first);
-        let packets =
-            maps!(datapath, net, |maps| { maps.flows.entries().unwrap().iter().map(|(_, flow)| flow.packets).max() });
-        assert_eq!(packets, Some(2));
+        let flows =
+            maps!(datapath, net, |maps| maps.flows.entries().unwrap().iter().map(|(_, flow)| flow.packets).max());
+        assert_eq!(flows, Some(2));
     }
 }
 

@@ -169,7 +169,7 @@ fn ago(age: Duration) -> u64 {
 fn with_another_interface<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     let inside = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let add = format!("link add pod2 index {POD2} type dummy");
+        let add = format!("link add pod2 index {POD2} type veth peer name other");
         run(Command::new("ip").args(add.split(' '))).unwrap();
         body()
     };

@@ -142,6 +142,10 @@ fn a_packet_that_carries_the_mark_is_not_looked_at_again_on_its_way_to_a_pod() {
     let marked = Input { mark: MARK | 0x4000, ..reply.clone().into() };
     assert_eq!(datapath.to_pod(marked.clone()).unwrap(), passed(reply, MARK | 0x4000));
 
+    // Bits that are of others stay as they are.
+    let request = Input { mark: 0x4000, ..packet::udp(at(CLIENT), at(VIP), b"").into() };
+    assert_eq!(datapath.from_pod(request).unwrap().mark, MARK | 0x4000);
+
     // The host itself answers on a socket that has inherited the mark (tcp_fwmark_accept).
     let from_host = Input { came_in_by: 0, ..marked };
     let translated = packet::udp(at(VIP), at(CLIENT), b"");
