@@ -1,0 +1,260 @@
+//! Runs operations through model and kernel, and compares.
+
+use std::fmt::Debug;
+
+use anyhow::{Result, anyhow};
+use lb_common::abi::Reason;
+use nix::time::{ClockId, clock_gettime};
+
+use super::abi::{Decode, Encode, OfFamily};
+use super::kernel::{Kernel, Output};
+use super::operation::Operation;
+use super::programs::{Arrival, Counts, Model, Outcome, Settings, Verdict};
+use super::services::{SERVICE_PORTS, Services};
+use super::table::Table;
+
+/// Model and kernel side by side.
+pub struct Check {
+    kernel: Kernel,
+    /// The model.
+    pub model: Model,
+}
+
+/// Something that the two do not agree on.
+#[derive(Debug)]
+pub struct Difference {
+    /// What kind of thing.
+    pub what: &'static str,
+    /// What each of them has.
+    pub text: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.text)
+    }
+}
+
+impl Difference {
+    fn between(what: &'static str, model: &impl Debug, kernel: &impl Debug) -> Self {
+        Self { what, text: format!("\n  model:    {model:?}\n  programs: {kernel:?}") }
+    }
+}
+
+impl From<anyhow::Error> for Difference {
+    fn from(error: anyhow::Error) -> Self {
+        Self { what: "error", text: format!("{error:#}") }
+    }
+}
+
+impl Check {
+    /// Loads a build of the programs. The model is told the same settings.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn new(object: &[u8], settings: Settings) -> Result<Self> {
+        let kernel = Kernel::load(object, &settings)?;
+        Ok(Self { kernel, model: Model { settings, ..Model::default() } })
+    }
+
+    /// Begins anew: nothing is served, and nothing remembered.
+    ///
+    /// # Errors
+    /// When the kernel refuses something.
+    pub fn reset(&mut self) -> Result<()> {
+        self.kernel.clear()?;
+        self.kernel.publish(&self.model.services, &Services::default())?;
+        let counts = self.kernel_counts()?;
+        let events = std::mem::take(&mut self.model.counts.events);
+        self.model =
+            Model { settings: self.model.settings.clone(), counts: Counts { events, ..counts }, ..Model::default() };
+        Ok(())
+    }
+
+    /// Runs operations one by one up to the first that makes a difference; that one's index and the difference. Everything
+    /// is compared after each.
+    pub fn replay(&mut self, operations: &[Operation]) -> Option<(usize, Difference)> {
+        if let Err(error) = self.reset() {
+            return Some((0, error.into()));
+        }
+        operations.iter().enumerate().find_map(|(index, operation)| {
+            let difference = self.step(operation).and_then(|_| self.compare_all()).err()?;
+            Some((index, difference))
+        })
+    }
+
+    /// Carries out one operation. Of what is remembered, that with which the packet had to do is compared.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn step(&mut self, operation: &Operation) -> Result<Option<Outcome>, Difference> {
+        match operation {
+            Operation::Send(send) => return self.send(&send.arrival()).map(Some),
+            Operation::Serve(id, wanted) => {
+                if *id < SERVICE_PORTS {
+                    let before = self.model.services.clone();
+                    self.model.services.set(*id, wanted.clone());
+                    self.kernel.publish(&before, &self.model.services)?;
+                }
+            }
+            Operation::Wait(milliseconds) => {
+                // What is written back below must be what is there.
+                self.compare_all()?;
+                self.model.wait(milliseconds * 1_000_000);
+                self.write_back()?;
+            }
+            Operation::Evict(entry) => {
+                if let Some(tuple) = entry.tuple() {
+                    self.model.flows.remove(tuple);
+                    self.kernel.remove("FLOWS", &tuple)?;
+                }
+            }
+            Operation::Collect => {
+                let now = now()?;
+                for tuple in self.model.collect(now) {
+                    self.kernel.remove("FLOWS", &tuple)?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn send(&mut self, arrival: &Arrival) -> Result<Outcome, Difference> {
+        let before = now()?;
+        let output = self.kernel.run(arrival);
+        let after = now()?;
+        let output = output?;
+        if before == after {
+            let outcome = self.model.run(arrival, before);
+            return self.compare(&outcome, &output).map(|()| outcome);
+        }
+        // The clock went on meanwhile, once in some thousand packets: who knows when the program read it.
+        let model = self.model.clone();
+        let outcome = self.model.run(arrival, before);
+        if self.compare(&outcome, &output).is_ok() {
+            return Ok(outcome);
+        }
+        self.model = model;
+        let outcome = self.model.run(arrival, after);
+        self.compare(&outcome, &output).map(|()| outcome)
+    }
+
+    fn compare(&mut self, outcome: &Outcome, output: &Output) -> Result<(), Difference> {
+        if output.verdict != Ok(outcome.verdict) {
+            return Err(Difference::between("verdict", &(outcome.verdict, outcome.reason), &output.verdict));
+        }
+        if let Some(reason) = outcome.reason {
+            let counted = self.kernel.reason(reason)?;
+            let expected = self.model.counts.reasons.get(&(reason as u32)).copied().unwrap_or(0);
+            if counted != expected {
+                return Err(Difference::between("reason", &(reason, expected), &counted));
+            }
+        }
+        // Nobody sees what was dropped.
+        if outcome.verdict != Verdict::Drop {
+            if output.frame != outcome.frame {
+                return Err(Difference { what: "packet", text: hex_difference(&outcome.frame, &output.frame) });
+            }
+            if output.mark != outcome.mark {
+                return Err(Difference::between("mark", &outcome.mark, &output.mark));
+            }
+        }
+        touched(&self.kernel, "FLOWS", &mut self.model.flows)?;
+        touched(&self.kernel, "AFFINITY", &mut self.model.affinities)?;
+        touched(&self.kernel, "FRAGMENTS", &mut self.model.fragments)
+    }
+
+    /// Compares everything that is remembered and counted.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn compare_all(&mut self) -> Result<(), Difference> {
+        all(&self.kernel, "FLOWS", &self.model.flows)?;
+        all(&self.kernel, "AFFINITY", &self.model.affinities)?;
+        all(&self.kernel, "FRAGMENTS", &self.model.fragments)?;
+        let counts = self.kernel_counts()?;
+        let model = &self.model.counts;
+        for (what, expected, counted) in [
+            ("reasons", format!("{:?}", model.reasons), format!("{:?}", counts.reasons)),
+            ("service counts", format!("{:?}", model.services), format!("{:?}", counts.services)),
+        ] {
+            if expected != counted {
+                return Err(Difference { what, text: format!("\n  model:    {expected}\n  programs: {counted}") });
+            }
+        }
+        Ok(())
+    }
+
+    fn kernel_counts(&self) -> Result<Counts> {
+        let mut counts = Counts::default();
+        for reason in Reason::ALL {
+            match self.kernel.reason(*reason)? {
+                0 => {}
+                count => drop(counts.reasons.insert(*reason as u32, count)),
+            }
+        }
+        for id in 0..SERVICE_PORTS {
+            match self.kernel.service_stats(id)? {
+                (0, 0) => {}
+                stats => drop(counts.services.insert(id, stats)),
+            }
+        }
+        Ok(counts)
+    }
+
+    fn write_back(&self) -> Result<()> {
+        write_back(&self.kernel, "FLOWS", &self.model.flows)?;
+        write_back(&self.kernel, "AFFINITY", &self.model.affinities)?;
+        write_back(&self.kernel, "FRAGMENTS", &self.model.fragments)
+    }
+}
+
+/// The clock that the programs read: `bpf_ktime_get_coarse_ns`.
+fn now() -> Result<u64> {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    u64::try_from(time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+        .map_err(|_| anyhow!("a time before the start of the machine"))
+}
+
+fn touched<K, V>(kernel: &Kernel, name: &'static str, table: &mut Table<K, V>) -> Result<(), Difference>
+where
+    K: Encode + OfFamily + Copy + Ord + Debug,
+    V: Decode + Copy + PartialEq + Debug,
+{
+    for key in table.take_touched() {
+        let (expected, found): (_, Option<V>) = (table.entries().get(&key), kernel.get(name, &key)?);
+        if expected != found.as_ref() {
+            return Err(Difference::between(name, &(key, expected), &found));
+        }
+    }
+    Ok(())
+}
+
+fn all<K, V>(kernel: &Kernel, name: &'static str, table: &Table<K, V>) -> Result<(), Difference>
+where
+    K: Decode + Copy + Ord + Debug,
+    V: Decode + Copy + PartialEq + Debug,
+{
+    let found = kernel.all::<K, V>(name)?;
+    if found == *table.entries() {
+        return Ok(());
+    }
+    let keys = table.entries().keys().chain(found.keys());
+    let key = keys.into_iter().find(|key| found.get(key) != table.entries().get(key));
+    Err(Difference::between(name, &key.map(|key| (key, table.entries().get(key))), &key.map(|key| found.get(key))))
+}
+
+fn write_back<K, V>(kernel: &Kernel, name: &'static str, table: &Table<K, V>) -> Result<()>
+where
+    K: Encode + OfFamily + Copy + Ord,
+    V: Encode + Copy,
+{
+    table.entries().iter().try_for_each(|(key, value)| kernel.put(name, key, value))
+}
+
+/// Both packets, and where they differ.
+fn hex_difference(model: &[u8], programs: &[u8]) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let at: Vec<usize> = (0..model.len().max(programs.len())).filter(|&at| model.get(at) != programs.get(at)).collect();
+    format!("bytes {at:?}\n  model:    {}\n  programs: {}", hex(model), hex(programs))
+}
