@@ -67,7 +67,8 @@ impl Generator {
         let is_v4 = id % 2 == 0;
         let protocol = [protocol::TCP, protocol::TCP, protocol::UDP, protocol::UDP, protocol::TCP, protocol::SCTP]
             [(id / 2 % 6) as usize];
-        let frontends = (0..self.rng.usize(..3)).map(|_| self.frontend(is_v4)).collect();
+        let count = self.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
+        let frontends = (0..count).map(|_| self.frontend(is_v4)).collect();
         let count = self.pick(&[0, 1, 1, 2, 3, 5]);
         let backends = (0..count).map(|_| self.backend(is_v4)).collect();
         let draining = if self.one_in(3) { (0..2).map(|_| self.backend(is_v4)).collect() } else { [].into() };
@@ -350,7 +351,7 @@ impl Generator {
         let length = packet.frame().len();
         let l4 = 14 + if is_v4 { 20 } else { 40 };
         match self.rng.u32(..10) {
-            0 => Lie::Cut(self.rng.usize(15..length.max(16))),
+            0 => Lie::Cut(self.rng.usize(34..length.max(35))),
             1 => Lie::Trailer(self.rng.usize(1..40)),
             // Version and IHL, total length, protocol.
             2 => Lie::Bytes(14, vec![self.rng.u8(..)]),

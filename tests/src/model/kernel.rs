@@ -105,11 +105,11 @@ impl Kernel {
         Ok(Self { _ebpf: ebpf, from_pod, to_pod, maps, processors, buffer: vec![0; 1 << 13] })
     }
 
-    /// Runs a packet through the program of a hook.
+    /// Runs a packet through a program. `None`: the sum that it had over the whole packet no longer fits it.
     ///
     /// # Errors
     /// When the kernel does not run it.
-    pub fn run(&mut self, arrival: &Arrival) -> Result<Output> {
+    pub fn run(&mut self, arrival: &Arrival) -> Result<Option<Output>> {
         let mut context = SkBuff {
             mark: arrival.mark,
             ingress_ifindex: arrival.came_in_by,
@@ -134,7 +134,10 @@ impl Kernel {
             flags: if arrival.checksum_complete { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 },
             ..TestRun::default()
         };
-        bpf(BPF_PROG_TEST_RUN, &mut run).context("BPF_PROG_TEST_RUN")?;
+        match bpf(BPF_PROG_TEST_RUN, &mut run) {
+            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => return Ok(None),
+            result => result.context("BPF_PROG_TEST_RUN")?,
+        }
         let frame = self.buffer[..run.data_size_out as usize].to_vec();
         let verdict = match run.retval.cast_signed() {
             -1 => Ok(Verdict::Pass),
@@ -142,7 +145,7 @@ impl Kernel {
             7 => Ok(Verdict::Redirect),
             other => Err(other),
         };
-        Ok(Output { verdict, frame, mark: context.mark })
+        Ok(Some(Output { verdict, frame, mark: context.mark }))
     }
 
     /// Writes the services, of which `before` are there now.

@@ -104,7 +104,7 @@ impl Packet {
         Self { from, to, kind, payload: 0, salt: 0, options: Vec::new(), fragment: None, lies: Vec::new() }
     }
 
-    /// The Ethernet frame. Shorter than an Ethernet header and a byte it never is: the kernel takes no such frame.
+    /// The Ethernet frame. It has an IP header at least: the kernel takes no shorter one for a run.
     ///
     /// # Panics
     ///
@@ -116,7 +116,7 @@ impl Packet {
         frame.extend(self.datagram());
         for lie in &self.lies {
             match lie {
-                Lie::Cut(length) => frame.truncate((*length).max(15)),
+                Lie::Cut(length) => frame.truncate(*length),
                 Lie::Bytes(at, bytes) => {
                     for (byte, new) in frame.iter_mut().skip(*at).zip(bytes) {
                         *byte = *new;
@@ -125,6 +125,8 @@ impl Packet {
                 Lie::Trailer(length) => frame.extend(std::iter::repeat_n(0, *length)),
             }
         }
+        let least = wire::ETHERNET + if frame.get(12..14) == Some(&wire::IPV6) { 40 } else { 20 };
+        frame.resize(frame.len().max(least), 0);
         frame
     }
 

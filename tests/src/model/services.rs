@@ -97,7 +97,10 @@ pub struct Services {
 
 impl Services {
     /// Makes a service port what an operation wants it to be; without frontends it is gone.
-    pub fn set(&mut self, id: u32, wanted: ServicePort) {
+    pub fn set(&mut self, id: u32, mut wanted: ServicePort) {
+        if wanted.frontends.is_empty() {
+            wanted = ServicePort { protocol: wanted.protocol, ..ServicePort::default() };
+        }
         let is_v6 = wanted.frontends.first().is_some_and(|at| at.is_ipv6());
         self.frontends.retain(|_, service_port| *service_port != id);
         let protocol = wanted.protocol();
