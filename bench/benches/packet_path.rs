@@ -15,17 +15,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, SamplingMode};
 use lb_common::abi::{Flow4, Hook};
-use lb_common::tuple::Zero;
-use lb_common::{Protocol, Tuple4};
+use lb_common::{InterfaceIndex, Protocol, Tuple4};
 use lb_userspace::dataplane::Object;
 use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
 use lb_userspace::state::State;
-use viaduct_tests::datapath::{Datapath, Input, MARK, Verdict};
+use viaduct_tests::datapath::{Datapath, Input, LO, MARK, Verdict};
 use viaduct_tests::packet::{self, TcpFlags};
 
 const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, 10), 40_000);
@@ -35,7 +33,6 @@ const CHAIN: u32 = 1000;
 /// Entries that the flow table of the bench has room for; a connection takes two.
 const FLOWS: u32 = 1 << 16;
 
-type FlowMap = HashMap<MapData, [u8; size_of::<Tuple4>()], [u8; size_of::<Flow4>()]>;
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
 fn main() -> Result<()> {
@@ -87,7 +84,6 @@ fn unchanged(group: &mut Group<'_>, name: &str, program: &str, input: &Input) ->
 /// Runs of which each follows the next flow of a ring.
 fn established(group: &mut Group<'_>, name: &str, hook: Hook, len: u32) -> Result<()> {
     let mut datapath = Datapath::new()?;
-    let mut flows = flows(&datapath)?;
     for index in 0..len {
         let flow = Flow4 {
             to: in_ring(hook, successor(index, len)),
@@ -97,12 +93,12 @@ fn established(group: &mut Group<'_>, name: &str, hook: Hook, len: u32) -> Resul
             hook,
             fin: false,
             reset: false,
-            reserved: Zero::ZERO,
+            established: true,
             last_seen: 0,
             packets: 0,
             bytes: 0,
         };
-        flows.insert(bytes(&in_ring(hook, index))?, bytes(&flow)?, 0)?;
+        datapath.maps.v4.flows.insert(&in_ring(hook, index), &flow)?;
     }
     let program = if let Hook::FromPod = hook { Object::FROM_POD } else { Object::TO_POD };
     let input = tuple_segment(&in_ring(hook, 0)).into();
@@ -114,7 +110,7 @@ fn established(group: &mut Group<'_>, name: &str, hook: Hook, len: u32) -> Resul
         });
     });
     // The programs have added the mirrors that flows have in life; the ring has entries of one hook only.
-    let ring: Vec<_> = datapath.maps.flows()?.into_iter().filter(|(_, flow)| flow.hook == hook).collect();
+    let ring: Vec<_> = datapath.maps.v4.flows.entries()?.into_iter().filter(|(_, flow)| flow.hook == hook).collect();
     let counted: u64 = ring.iter().map(|(_, flow)| flow.packets).sum();
     ensure!(counted == done, "{name}: {counted} packets were translated in {done} runs");
     ensure!(done < u64::from(len) || ring.iter().all(|(_, flow)| flow.packets > 0), "{name}: the ring is too short");
@@ -141,7 +137,6 @@ fn new_connection(group: &mut Group<'_>, name: &str, most: u32) -> Result<()> {
     let result = state.reconcile(&chain());
     ensure!(result.shortages.is_empty(), "{:?}", result.shortages);
     datapath.maps.write(&result.writes)?;
-    let mut flows = flows(&datapath)?;
     let mut clients = (0..).map(|number: u32| {
         let port = 1024 + (number % 60_000) as u16;
         SocketAddrV4::new(Ipv4Addr::from_bits(0x0ac8_0000 + number / 60_000), port)
@@ -149,7 +144,7 @@ fn new_connection(group: &mut Group<'_>, name: &str, most: u32) -> Result<()> {
     let (mut done, mut entries) = (0, 0);
     let mut open = |connections: u32| {
         if entries > most {
-            empty(&mut flows)?;
+            empty(&mut datapath)?;
             entries = 0;
         }
         let client = clients.next().context("out of client ports")?;
@@ -203,15 +198,9 @@ fn in_calls(runs: u64, most: u32, mut call: impl FnMut(u32) -> Result<Duration>)
     total
 }
 
-fn flows(datapath: &Datapath) -> Result<FlowMap> {
-    let data = MapData::from_pin(datapath.pins().map("FLOWS_4"))?;
-    Ok(HashMap::try_from(Map::from_map_data(data)?)?)
-}
-
-fn empty(flows: &mut FlowMap) -> Result<()> {
-    let keys: Vec<_> = flows.keys().collect::<Result<_, _>>()?;
-    keys.iter().try_for_each(|key| flows.remove(key))?;
-    Ok(())
+fn empty(datapath: &mut Datapath) -> Result<()> {
+    let flows = &mut datapath.maps.v4.flows;
+    flows.entries()?.iter().try_for_each(|(tuple, _)| flows.remove(tuple))
 }
 
 const fn tuple(from: SocketAddrV4, to: SocketAddrV4) -> Tuple4 {
@@ -221,7 +210,7 @@ const fn tuple(from: SocketAddrV4, to: SocketAddrV4) -> Tuple4 {
         source_port: from.port(),
         destination_port: to.port(),
         protocol: Protocol::Tcp,
-        reserved: Zero::ZERO,
+        interface: InterfaceIndex::new(LO),
     }
 }
 
@@ -230,8 +219,4 @@ fn tuple_segment(tuple: &Tuple4) -> Vec<u8> {
         SocketAddrV4::new(tuple.source.into(), tuple.source_port),
         SocketAddrV4::new(tuple.destination.into(), tuple.destination_port),
     )
-}
-
-fn bytes<const N: usize>(value: &(impl zerocopy::IntoBytes + zerocopy::Immutable)) -> Result<[u8; N]> {
-    value.as_bytes().try_into().context("a value of another size")
 }

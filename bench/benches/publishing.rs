@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::dataplane::{Handover, Maps, OBJECT, Object, Pins, Settings, Sizes};
+use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::plan::{Plan, plan};
 use lb_userspace::state::State;
 use viaduct_bench::{LIMITS, SERVICES, empty_state, model, slice};
@@ -22,8 +22,8 @@ fn main() -> Result<()> {
     Object::load(
         OBJECT,
         &pins,
-        &Sizes { limits: LIMITS, flows: 1024 },
-        Settings { seed: 0, mark: 0, handover: Handover::None },
+        &Sizes { limits: LIMITS, flows: 1024, affinity: 1024, unserved: None },
+        Settings::default(),
     )?;
     let mut maps = Maps::open(&pins, true)?;
 

@@ -20,6 +20,92 @@ pub const fn replace(check: u16, old: u32, new: u32) -> u16 {
     !fold(!check as u64 + !old as u64 + new as u64)
 }
 
+/// A sum of words in one's complement. They are taken as they lie in the packet, whatever the machine's byte order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of nothing.
+    pub const NONE: Self = Self(0);
+
+    /// Of the pseudo-header of a transport protocol (RFC 9293 section 3.1, RFC 8200 section 8.1). `len` is that of header and
+    /// data, bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn pseudo_header(source: &[u32], destination: &[u32], protocol: u8, len: u32) -> Self {
+        Self::NONE.words(source).words(destination).word(u32::from(protocol).to_be()).word(len.to_be())
+    }
+
+    /// With another 32-bit word. A 16-bit one counts as such, too.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// With more words.
+    #[inline(always)]
+    #[must_use]
+    pub fn words(self, words: &[u32]) -> Self {
+        words.iter().fold(self, |sum, &word| sum.word(word))
+    }
+
+    /// In 16 bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fold(self) -> u16 {
+        fold(self.0)
+    }
+}
+
+/// What changes of words do to a sum over them, in one's complement: the sum of all `~old + new`.
+///
+/// Words are taken as they lie in the packet, whatever the machine's byte order, and begin at even offsets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Difference(u64);
+
+impl Difference {
+    /// No change.
+    pub const NONE: Self = Self(0);
+
+    /// A 32-bit word changed. A 16-bit one counts as such, too.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self, old: u32, new: u32) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
+    }
+
+    /// Words changed.
+    #[inline(always)]
+    #[must_use]
+    pub fn words(self, old: &[u32], new: &[u32]) -> Self {
+        old.iter().zip(new).fold(self, |sum, (&old, &new)| sum.word(old, new))
+    }
+
+    /// This and another change.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// As the kernel's helpers want it (`__wsum`).
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "folded")]
+    pub const fn sum(self) -> u32 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    }
+
+    /// The checksum after the change.
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply(self, check: u16) -> u16 {
+        !fold(!check as u64 + self.0)
+    }
+}
+
 /// The checksum of `bytes` from nothing, in network byte order as a number. For tests and for building packets.
 #[must_use]
 pub fn of(bytes: &[u8]) -> u16 {

@@ -4,16 +4,62 @@
 //! Ethernet header of 14 bytes that holds on machines which need it (`NET_IP_ALIGN` is 2 there, and the verifier checks);
 //! the others do not care. Only the kernel programs read packets through these types.
 
-use crate::addr::Address4;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::{Address4, Address6};
+
+/// Headers as 32-bit words, for checksums.
+macro_rules! words {
+    ($header:ty) => {
+        impl $header {
+            /// The words as they lie in memory.
+            #[inline(always)]
+            #[must_use]
+            pub const fn words(&self) -> &[u32; size_of::<Self>() / 4] {
+                zerocopy::transmute_ref!(self)
+            }
+        }
+    };
+}
 
 /// Length of an Ethernet header, bytes.
 pub const ETHERNET_LEN: usize = 14;
 /// EtherType of IPv4, host order.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6, host order.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// What follows an IP header (IANA protocol numbers), besides the transport protocols of services.
+pub mod next_header {
+    /// IPv6 hop-by-hop options (RFC 8200).
+    pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP (RFC 792).
+    pub const ICMP: u8 = 1;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header (RFC 4302).
+    pub const AUTHENTICATION: u8 = 51;
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
+    /// IPv6 destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+/// An Ethernet address pair.
+#[repr(C, align(2))]
+#[derive(Clone, Copy)]
+pub struct EthernetAddresses {
+    /// Whom the frame is for.
+    pub destination: [u16; 3],
+    /// Who sent it.
+    pub source: [u16; 3],
+}
 
 /// IPv4 header without options (RFC 791). Multi-byte fields are in network byte order.
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Ipv4Header {
     /// Version in the upper, header length in 32-bit words in the lower four bits.
     pub version_ihl: u8,
@@ -47,17 +93,96 @@ impl Ipv4Header {
         (self.version_ihl & 0x0f) as usize * 4
     }
 
-    /// Whether this is part of a fragmented packet: more fragments follow, or the offset is not zero.
+    /// Whether other fragments of the packet follow.
     #[inline(always)]
     #[must_use]
-    pub const fn is_fragment(&self) -> bool {
-        self.fragment & 0x3fff_u16.to_be() != 0
+    pub const fn has_more_fragments(&self) -> bool {
+        self.fragment & 0x2000_u16.to_be() != 0
     }
+
+    /// Whether the packet's beginning is in another fragment.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.fragment & 0x1fff_u16.to_be() != 0
+    }
+}
+
+/// IPv6 header (RFC 8200). Multi-byte fields are in network byte order.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ipv6Header {
+    /// Version, traffic class and flow label.
+    pub version_class_flow: [u8; 4],
+    /// Length of all that follows this header, bytes; 0 when a jumbo option has it (RFC 2675).
+    pub payload_len: u16,
+    /// What follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: Address6,
+    /// Destination address.
+    pub destination: Address6,
+}
+
+const _: () = assert!(size_of::<Ipv6Header>() == 40);
+
+/// IPv6 fragment header (RFC 8200 section 4.5), in network byte order.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+pub struct FragmentHeader {
+    /// What follows in the whole packet.
+    pub next_header: u8,
+    /// Unused.
+    pub reserved: u8,
+    /// Offset in units of eight bytes in the upper 13 bits, "more fragments" in the lowest.
+    pub offset: u16,
+    /// Identification, common to the fragments of a packet.
+    pub id: u32,
+}
+
+/// TCP header without options (RFC 9293), in network byte order.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TcpHeader {
+    /// Ports.
+    pub ports: Ports,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledgement: u32,
+    /// Header length in 32-bit words in the upper four bits.
+    pub data_offset: u8,
+    /// See [`tcp_flags`].
+    pub flags: u8,
+    /// Window.
+    pub window: u16,
+    /// Checksum.
+    pub check: u16,
+    /// Urgent pointer.
+    pub urgent: u16,
+}
+
+const _: () = assert!(size_of::<TcpHeader>() == TCP_LEN);
+
+/// The first eight bytes of an ICMP or ICMPv6 message, in network byte order.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct IcmpHeader {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum; of ICMPv6 with a pseudo-header.
+    pub check: u16,
+    /// Depends on the type.
+    pub rest: u32,
 }
 
 /// The first four bytes of TCP, UDP and SCTP, in network byte order.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Ports {
     /// Source port.
     pub source: u16,
@@ -76,6 +201,21 @@ pub const UDP_CHECK_OFFSET: usize = 6;
 /// Length of a UDP header, bytes.
 pub const UDP_LEN: usize = 8;
 
+/// Length of the common header of SCTP (RFC 9260) with the type of its first chunk, rounded up to words, bytes.
+pub const SCTP_LEN: usize = 16;
+/// Offset of the type of the first chunk of SCTP.
+pub const SCTP_CHUNK_OFFSET: usize = 12;
+
+/// Types of SCTP chunks.
+pub mod sctp_chunk {
+    /// Opens an association.
+    pub const INIT: u8 = 1;
+    /// Ends it at once.
+    pub const ABORT: u8 = 6;
+    /// The last of a shutdown.
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
 /// TCP flags as a byte of the header (RFC 9293 section 3.1).
 pub mod tcp_flags {
     /// No more data from the sender.
@@ -87,3 +227,8 @@ pub mod tcp_flags {
     /// The acknowledgement field counts.
     pub const ACK: u8 = 0x10;
 }
+
+words!(Ipv4Header);
+words!(Ipv6Header);
+words!(TcpHeader);
+words!(IcmpHeader);

@@ -1,27 +1,21 @@
-//! Finding, making and following flows.
+//! Finding and following flows.
 //!
 //! A flow is a pair of tuples, `from -> to`. Its mirror is the same for the replies: `swap(to) -> swap(from)`. Both are
-//! made by [`open`], and nothing else makes entries.
+//! made by [`crate::open`], and nothing else makes entries, but for [`keep_mirror`] which puts a lost one back.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Flow4, FrontendKey4, Hook, Reason, Scope, handover};
-use lb_common::tuple::Zero;
-use lb_common::{Protocol, Tuple4};
+use lb_common::Protocol;
+use lb_common::abi::{Flow, FrontendKey, Hook, Reason, Scope, handover, options};
 
-use crate::maps;
-use crate::packet::{Packet, set_mark};
+use crate::ip::Ip;
+use crate::maps::Workspace;
+use crate::open::{fill_mirror, open};
+use crate::packet::{Next, Packet, send_back, set_mark};
 use crate::reason::service_drop;
 use crate::rewrite::rewrite;
-use crate::select::{Selected, is_current, select};
-
-/// How many choices a new flow has before it is dropped: with two backends of which one cannot be taken, one flow in
-/// 65,536 finds none.
-const ATTEMPTS: u32 = 16;
-/// A mirror entry of this age may be taken over by another flow, nanoseconds: established TCP has a day, as conntrack
-/// gives it nowadays, UDP three minutes (`nf_conntrack_udp_timeout_stream` is two).
-const TCP_IDLE: u64 = 86_400_000_000_000;
-const UDP_IDLE: u64 = 180_000_000_000;
+use crate::select::is_current;
+use crate::{direct, maps, refuse, settings};
 
 /// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror. A table of the
 /// default size turns over in no less than a few tenths of a second.
@@ -29,277 +23,179 @@ const MIRROR_PAUSE: u64 = 50_000_000;
 const MIRROR_PACKETS: u64 = 64;
 
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: has no preconditions.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// A packet that a pod has sent: follow its flow, or open one when it is for a frontend.
 #[inline(always)]
-pub fn from_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
-    if let Some(entry) = maps::flow(&packet.tuple) {
+pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
+    if let Some(entry) = maps::flow(&work.packet.tuple) {
         // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
         let flow = unsafe { *entry };
-        if flow.hook != Hook::FromPod {
+        work.to = flow.to;
+        if flow.hook == Hook::ToPod {
             // The reply to a client of this node, which is translated where it reaches the client.
-            return Ok(());
+            return Ok(Next::Pass);
         }
         let now = now();
-        if may_go_on(packet, &flow) && (!is_mirror_due(&flow, now) || keep_mirror(&packet.tuple, &flow, now)) {
-            account(packet, entry, now);
-            rewrite(ctx, packet, &flow.to)?;
-            set_mark(ctx);
-            return Ok(());
+        let may_go_on = flow.hook == Hook::HairpinReply
+            || may_go_on(&flow, work) && (!is_mirror_due(&flow, now) || keep_mirror(&flow, now, work));
+        if may_go_on {
+            account(ctx, &work.packet, entry, now);
+            return translate(ctx, work, flow.hook);
         }
-        remove_pair(&packet.tuple, &flow);
+        remove_pair(work);
     }
-    let key = FrontendKey4 {
-        address: packet.tuple.destination,
-        port: packet.tuple.destination_port,
-        protocol: packet.tuple.protocol,
+    let key = FrontendKey {
+        address: work.packet.tuple.destination,
+        port: work.packet.tuple.destination_port,
+        protocol: work.packet.tuple.protocol,
         scope: Scope::Cluster,
     };
-    let Some(frontend) = maps::frontend(&key) else {
-        if packet.is_syn() {
-            free_replies(&packet.tuple);
-        }
-        return Ok(());
-    };
-    if is_left_to_another_proxy(packet) {
-        return Ok(());
+    let Some(frontend) = maps::frontend(&key) else { return not_served(ctx, work) };
+    if is_left_to_another_proxy(&work.packet) {
+        return Ok(Next::Pass);
     }
-    let to = open(packet, frontend.service_port).map_err(|reason| service_drop(frontend.service_port, reason))?;
-    rewrite(ctx, packet, &to)?;
-    set_mark(ctx);
-    Ok(())
+    let service_port = frontend.service_port;
+    match open(ctx, service_port, work) {
+        Ok(hook) => translate(ctx, work, hook),
+        Err(reason) => {
+            service_drop(service_port, reason);
+            if reason == Reason::Refused { refuse::refuse(ctx, &work.packet) } else { Err(reason) }
+        }
+    }
 }
 
 /// A packet that is about to reach a pod: only replies to it are changed.
 #[inline(always)]
-pub fn to_pod(ctx: &TcContext, packet: &Packet) -> Result<(), Reason> {
-    let Some(entry) = maps::flow(&packet.tuple) else { return Ok(()) };
+pub fn to_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
+    let Some(entry) = maps::flow(&work.packet.tuple) else { return Ok(Next::Pass) };
     // SAFETY: a map value, valid for the run of the program.
-    let flow = unsafe { *entry };
-    if flow.hook != Hook::ToPod {
-        return Ok(());
+    let hook = unsafe {
+        work.to = (*entry).to;
+        (*entry).hook
+    };
+    if hook != Hook::ToPod {
+        return Ok(Next::Pass);
     }
-    account(packet, entry, now());
-    rewrite(ctx, packet, &flow.to)
+    account(ctx, &work.packet, entry, now());
+    rewrite(ctx, &work.packet, &work.to)?;
+    Ok(Next::Pass)
 }
 
-/// Whether a packet may use the flow that it found. An established TCP connection always may, even when its backend has
-/// left the service. A datagram and a new connection under the same ports need a backend that is still there.
+/// Gives the packet the tuple `work.to`, and lets it go where that leads.
 #[inline(always)]
-fn may_go_on(packet: &Packet, flow: &Flow4) -> bool {
-    match packet.tuple.protocol {
-        Protocol::Tcp if !packet.is_syn() => true,
-        Protocol::Tcp if flow.fin || flow.reset => false,
-        _ => is_current(flow.backend, flow.generation),
+fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<Next, Reason> {
+    rewrite(ctx, &work.packet, &work.to)?;
+    if matches!(hook, Hook::Hairpin | Hook::HairpinReply) {
+        // The stack would find its source on the wrong side of the interface.
+        return send_back(ctx);
     }
+    set_mark(ctx);
+    Ok(Next::Pass)
+}
+
+/// A packet without flow to what is no frontend.
+#[inline(always)]
+fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
+    if work.packet.is_syn() && direct::dial(ctx, work)? {
+        return translate(ctx, work, Hook::FromPod);
+    }
+    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&work.packet.tuple.destination).is_some() {
+        return refuse::refuse(ctx, &work.packet);
+    }
+    Ok(Next::Pass)
+}
+
+/// Whether a packet may use the flow that it found, which leads to `work.to`. An established TCP connection always may, even
+/// when its backend has left the service. A datagram and a new connection under the same ports need a backend that is still
+/// there, and a connection also that the one before it has not begun to end.
+#[inline(always)]
+fn may_go_on<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
+    if work.packet.tuple.protocol != Protocol::Udp {
+        if !work.packet.is_syn() {
+            return true;
+        }
+        if flow.fin || flow.reset || has_mirror_ended(work) {
+            return false;
+        }
+    }
+    flow.backend == Flow::<A>::NO_BACKEND || is_current::<A>(flow.backend, flow.generation)
+}
+
+/// Whether the other side has begun to end the connection.
+#[inline(always)]
+fn has_mirror_ended<A: Ip>(work: &mut Workspace<A>) -> bool {
+    work.key = work.to.swap();
+    // SAFETY: a map value, valid for the run of the program.
+    maps::flow(&work.key).is_some_and(|mirror| unsafe { (*mirror).fin || (*mirror).reset })
 }
 
 /// Whether to see after the mirror: a full table evicts the two halves of a flow one by one, and without its mirror no reply
 /// would be translated. The mirror of a flow in use is in use itself, so only now and then, and after a pause.
 #[inline(always)]
-const fn is_mirror_due(flow: &Flow4, now: u64) -> bool {
+const fn is_mirror_due<A: Ip>(flow: &Flow<A>, now: u64) -> bool {
     now.saturating_sub(flow.last_seen) > MIRROR_PAUSE || flow.packets.is_multiple_of(MIRROR_PACKETS)
 }
 
-/// Puts the mirror back if it was evicted. False: another flow has the replies by now.
+/// Puts the mirror of the packet's flow back if it was evicted. False: another flow has the replies by now.
 #[inline(always)]
-fn keep_mirror(from: &Tuple4, flow: &Flow4, now: u64) -> bool {
-    let key = flow.to.swap();
-    if let Some(present) = maps::flow(&key) {
+fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool {
+    work.key = work.to.swap();
+    if let Some(present) = maps::flow(&work.key) {
         // SAFETY: a map value, valid for the run of the program.
-        return unsafe { (*present).to } == from.swap();
+        work.owner = unsafe { (*present).to }.swap();
+        return work.owner == work.packet.tuple;
     }
-    let mirror = Flow4 {
-        to: from.swap(),
-        hook: Hook::ToPod,
-        fin: false,
-        reset: false,
-        last_seen: now,
-        packets: 0,
-        bytes: 0,
-        ..*flow
-    };
-    maps::add_flow(&key, &mirror)
+    work.entry = *flow;
+    work.entry.last_seen = now;
+    fill_mirror(&work.packet.tuple, flow.hook, &mut work.entry);
+    maps::add_flow(&work.key, &work.entry)
 }
 
-/// Removes a flow, and its mirror unless that belongs to another flow.
+/// Removes the packet's flow, which leads to `work.to`, and its mirror unless that belongs to another flow.
 #[inline(always)]
-fn remove_pair(from: &Tuple4, flow: &Flow4) {
-    let key = flow.to.swap();
-    if let Some(present) = maps::flow(&key) {
+fn remove_pair<A: Ip>(work: &mut Workspace<A>) {
+    work.key = work.to.swap();
+    if let Some(present) = maps::flow(&work.key) {
         // SAFETY: a map value, valid for the run of the program.
-        if unsafe { (*present).to } == from.swap() {
-            maps::remove_flow(&key);
+        work.owner = unsafe { (*present).to }.swap();
+        if work.owner == work.packet.tuple {
+            maps::remove_flow(&work.key);
         }
     }
-    maps::remove_flow(from);
+    maps::remove_flow(&work.packet.tuple);
 }
 
 /// Counts are exact while the packets of one direction arrive on one CPU at a time, which is what receive steering does.
 #[inline(always)]
-fn account(packet: &Packet, entry: *mut Flow4, now: u64) {
+fn account<A: Ip>(ctx: &TcContext, packet: &Packet<A>, entry: *mut Flow<A>, now: u64) {
     // SAFETY: a map value, valid for the run of the program. It may meanwhile belong to another flow (LRU): then that
     // one's counters are off by a packet.
     unsafe {
         (*entry).last_seen = now;
         (*entry).packets += 1;
-        (*entry).bytes += u64::from(packet.len);
+        (*entry).bytes += u64::from(Packet::<A>::len(ctx));
         if packet.is_fin() {
             (*entry).fin = true;
         }
         if packet.is_reset() {
             (*entry).reset = true;
         }
+        if !packet.is_syn() {
+            (*entry).established = true;
+        }
     }
 }
-
-/// Which connections another proxy on this node serves, as [`handover`] says. Set by the agent at load.
-#[unsafe(no_mangle)]
-static HANDOVER: u32 = handover::NONE;
 
 /// Whether a packet for a frontend, without a flow, belongs to a connection that another proxy has opened or is to open.
 #[inline(always)]
-fn is_left_to_another_proxy(packet: &Packet) -> bool {
-    // SAFETY: a constant of this object; volatile, since the agent patches it after compilation.
-    match unsafe { (&raw const HANDOVER).read_volatile() } {
+fn is_left_to_another_proxy<A: Ip>(packet: &Packet<A>) -> bool {
+    match settings::handover() {
         handover::FROM_ANOTHER => packet.tuple.protocol == Protocol::Tcp && !packet.is_syn(),
         handover::TO_ANOTHER => true,
         _ => false,
-    }
-}
-
-/// Selects a backend and adds the flow with its mirror; the tuple that the packet gets.
-#[inline(always)]
-fn open(packet: &Packet, service_port: u32) -> Result<Tuple4, Reason> {
-    let from = packet.tuple;
-    let now = now();
-    let selected = choose(&from, service_port, now)?;
-    let to = from.to(selected.address, selected.port);
-    let mut flow = Flow4 {
-        to: from.swap(),
-        backend: selected.id,
-        generation: selected.generation,
-        service_port,
-        hook: Hook::ToPod,
-        fin: false,
-        reset: false,
-        reserved: Zero::ZERO,
-        last_seen: now,
-        packets: 0,
-        bytes: 0,
-    };
-    add_mirror(&to.swap(), &flow)?;
-    flow.to = to;
-    flow.hook = Hook::FromPod;
-    flow.fin = packet.is_fin();
-    flow.reset = packet.is_reset();
-    flow.packets = 1;
-    flow.bytes = u64::from(packet.len);
-    if !maps::put_flow(&from, &flow) {
-        maps::remove_flow(&to.swap());
-        return Err(Reason::FlowTable);
-    }
-    count_connection(service_port, selected.id);
-    Ok(to)
-}
-
-/// Adds the entry for the replies, over what is left of an earlier one of the same flow.
-#[inline(always)]
-fn add_mirror(key: &Tuple4, mirror: &Flow4) -> Result<(), Reason> {
-    if maps::add_flow(key, mirror) {
-        return Ok(());
-    }
-    if let Some(present) = maps::flow(key) {
-        // SAFETY: a map value, valid for the run of the program.
-        if unsafe { (*present).to } != mirror.to {
-            // Another CPU has opened a flow to the same backend since we looked.
-            return Err(Reason::ReplyTaken);
-        }
-    }
-    if maps::put_flow(key, mirror) { Ok(()) } else { Err(Reason::FlowTable) }
-}
-
-/// The first backend in the sequence of choices whose replies can be told from those of other flows.
-#[inline(always)]
-fn choose(from: &Tuple4, service_port: u32, now: u64) -> Result<Selected, Reason> {
-    let slots = maps::slots_of(service_port);
-    if slots.len == 0 {
-        return Err(Reason::NoBackend);
-    }
-    let mut refusal = Reason::Hairpin;
-    for attempt in 0..ATTEMPTS {
-        let selected = select(from, slots, attempt).ok_or(Reason::BadSlot)?;
-        if selected.address == from.source {
-            continue;
-        }
-        if replies_are_free(from, &from.to(selected.address, selected.port), now) {
-            return Ok(selected);
-        }
-        refusal = Reason::ReplyTaken;
-    }
-    Err(refusal)
-}
-
-/// Whether no other flow that is alive owns the replies of `from -> to`: one client port, two frontends, one backend. The
-/// entries of one that is over make room.
-#[inline(always)]
-fn replies_are_free(from: &Tuple4, to: &Tuple4, now: u64) -> bool {
-    let key = to.swap();
-    let Some(present) = maps::flow(&key) else { return true };
-    // SAFETY: a map value, valid for the run of the program.
-    let present = unsafe { *present };
-    if present.to == from.swap() {
-        return true;
-    }
-    if !is_over(&key, &present, now) {
-        return false;
-    }
-    maps::remove_flow(&present.to.swap());
-    maps::remove_flow(&key);
-    true
-}
-
-/// A client dials a backend directly, under ports with which it has dialled it through a frontend before. The replies are
-/// its own when that connection is over.
-#[inline(always)]
-fn free_replies(tuple: &Tuple4) {
-    let key = tuple.swap();
-    let Some(mirror) = maps::flow(&key) else { return };
-    // SAFETY: a map value, valid for the run of the program.
-    let mirror = unsafe { *mirror };
-    if mirror.hook == Hook::ToPod && is_over(&key, &mirror, now()) {
-        maps::remove_flow(&mirror.to.swap());
-        maps::remove_flow(&key);
-    }
-}
-
-/// Whether a flow has ended, or has been idle for so long that its ports may serve another. `mirror` is its half for the
-/// replies.
-#[inline(always)]
-fn is_over(key: &Tuple4, mirror: &Flow4, now: u64) -> bool {
-    let idle = if let Protocol::Tcp = key.protocol { TCP_IDLE } else { UDP_IDLE };
-    let Some(forward) = maps::flow(&mirror.to.swap()) else { return true };
-    // SAFETY: a map value, valid for the run of the program.
-    let forward = unsafe { *forward };
-    mirror.reset
-        || forward.reset
-        || (mirror.fin && forward.fin)
-        || (now.saturating_sub(mirror.last_seen) > idle && now.saturating_sub(forward.last_seen) > idle)
-}
-
-#[inline(always)]
-fn count_connection(service_port: u32, backend: u32) {
-    // SAFETY: per-CPU values, valid for the run of the program.
-    unsafe {
-        if let Some(stats) = maps::service_stats(service_port) {
-            (*stats).connections += 1;
-        }
-        if let Some(stats) = maps::backend_stats(backend) {
-            (*stats).connections += 1;
-        }
     }
 }

@@ -1,7 +1,9 @@
 //! The kernel programs. This file holds the entry points only: a context comes in, a verdict goes out.
 //!
-//! A packet's way through them: [`packet`] parses, [`flow`] finds or makes the flow (with [`select`] for the choice of a
-//! backend), [`rewrite`] changes the packet. [`maps`] lists every map, [`reason`] counts what was not served.
+//! A packet's way through them: [`packet`] parses, with [`ip`] for what differs between the families; [`flow`] finds the flow,
+//! or has it made by [`open`] (with [`select`] for the choice of a backend, [`lifetime`] and [`direct`] for ports in use);
+//! [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what has no backend.
+//! [`maps`] lists every map, [`settings`] what the agent patches, [`reason`] counts what was not served.
 //!
 //! Nothing here may panic: the build rejects an object that could.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -11,47 +13,35 @@
 #![expect(missing_docs, reason = "the macro of an entry point drops its comment")]
 #![expect(unreachable_pub, reason = "a program has no public interface")]
 
+mod direct;
 mod flow;
+mod fragment;
+mod icmp;
+mod ip;
+mod lifetime;
 mod maps;
+mod open;
 mod packet;
 mod reason;
+mod refuse;
 mod rewrite;
 mod select;
+mod settings;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::Reason;
+use lb_common::{Address4, Address6};
 
-use crate::packet::Packet;
-
-/// What becomes of a packet.
-enum Verdict {
-    /// Go on to the next program and the stack, changed or not: `TCX_NEXT`.
-    Pass,
-    /// Drop.
-    Drop,
-}
-
-impl Verdict {
-    #[inline(always)]
-    const fn action(self) -> i32 {
-        match self {
-            Self::Pass => TC_ACT_UNSPEC,
-            Self::Drop => TC_ACT_SHOT,
-        }
-    }
-}
+use crate::icmp::At;
+use crate::ip::{Ip, Part};
+use crate::packet::{Content, Next};
 
 /// TC ingress of a pod's host-side interface: what the pod has sent.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    let verdict = match Packet::parse(&ctx) {
-        Ok(Some(packet)) => flow::from_pod(&ctx, &packet),
-        Ok(None) => Ok(()),
-        Err(reason) => Err(reason),
-    };
-    conclude(verdict).action()
+    dispatch(&ctx, At::FromPod)
 }
 
 /// TC egress of a pod's host-side interface: what is about to reach the pod.
@@ -59,24 +49,54 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 pub fn to_pod(ctx: TcContext) -> i32 {
     // A packet that `from_pod` has translated on this node is on its way to a backend: there is nothing to find.
     if packet::is_translated(&ctx) {
-        return Verdict::Pass.action();
+        return TC_ACT_UNSPEC;
     }
-    let verdict = match Packet::parse(&ctx) {
-        Ok(Some(packet)) => flow::to_pod(&ctx, &packet),
-        Ok(None) => Ok(()),
-        Err(reason) => Err(reason),
-    };
-    conclude(verdict).action()
+    dispatch(&ctx, At::ToPod)
 }
 
 #[inline(always)]
-fn conclude(outcome: Result<(), Reason>) -> Verdict {
+fn dispatch(ctx: &TcContext, at: At) -> i32 {
+    // SAFETY: the context is valid for the run of the program.
+    let ethertype = unsafe { (*ctx.skb.skb).protocol };
+    let outcome = if ethertype == u32::from(Address4::ETHERTYPE.to_be()) {
+        handle::<Address4>(ctx, at)
+    } else if ethertype == u32::from(Address6::ETHERTYPE.to_be()) {
+        handle::<Address6>(ctx, at)
+    } else {
+        Ok(Next::Pass)
+    };
     match outcome {
-        Ok(()) => Verdict::Pass,
+        Ok(Next::Pass) => TC_ACT_UNSPEC,
+        Ok(Next::Redirect) => TC_ACT_REDIRECT,
         Err(reason) => {
             reason::count(reason);
-            if reason.drops() { Verdict::Drop } else { Verdict::Pass }
+            if reason.drops() { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
         }
+    }
+}
+
+/// A function for each family, since both together need more stack than there is.
+#[inline(never)]
+fn handle<A: Ip>(ctx: &TcContext, at: At) -> Result<Next, Reason> {
+    let work = A::workspace().ok_or(Reason::Malformed)?;
+    if !work.packet.parse(ctx)? {
+        return Ok(Next::Pass);
+    }
+    if work.packet.content == Content::Icmp {
+        return icmp::message(ctx, work, at);
+    }
+    match work.packet.part {
+        Part::Whole => {}
+        Part::First => fragment::remember(&work.packet),
+        Part::Later => {
+            if !fragment::recall(&mut work.packet) {
+                return if at == At::FromPod { fragment::wait(ctx, &work.packet) } else { Ok(Next::Pass) };
+            }
+        }
+    }
+    match at {
+        At::FromPod => flow::from_pod(ctx, work),
+        At::ToPod => flow::to_pod(ctx, work),
     }
 }
 

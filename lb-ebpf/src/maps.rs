@@ -1,37 +1,147 @@
 //! Every map, and the only place that looks into one.
 //!
 //! The sizes here are placeholders: the agent sets the real ones when it loads the object. Names have 15 characters at
-//! most, the kernel's limit.
+//! most, the kernel's limit. What depends on the address has a map for each family, which [`Maps`] leads to.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
-use lb_common::Tuple4;
 use lb_common::abi::{
-    Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotPair, SlotRange,
+    Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, PodInterface,
+    Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, TokenBucket, Vip,
 };
+use lb_common::{Address, Address4, Address6, Tuple};
+
+use crate::direct::SocketTuple;
+use crate::ip::Network;
+use crate::packet::Packet;
+use crate::select::Selected;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
+/// Buckets of [`REFUSALS`]; interfaces share them by the lower bits of their index.
+pub const REFUSAL_BUCKETS: u32 = 256;
+
 #[btf_map]
-static FRONTENDS_4: HashMap<FrontendKey4, Frontend, 1, NO_PREALLOC> = HashMap::new();
-#[btf_map]
-static SERVICE_PORTS: Array<SlotRange, 1, MMAPABLE> = Array::new();
+static SERVICE_PORTS: Array<ServicePort, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SLOTS: Array<SlotPair, 1, MMAPABLE> = Array::new();
-#[btf_map]
-static BACKENDS_4: Array<Backend4, 1, MMAPABLE> = Array::new();
-#[btf_map]
-static FLOWS_4: LruHashMap<Tuple4, Flow4, 1> = LruHashMap::new();
 #[btf_map]
 static SERVICE_NAMES: HashMap<u32, ServiceName, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static SERVICE_STATS: PerCpuArray<ServiceStats, 1> = PerCpuArray::new();
 #[btf_map]
-static BACKEND_STATS: PerCpuArray<BackendStats, 1> = PerCpuArray::new();
+static INTERFACES: HashMap<u32, PodInterface, 1, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static REFUSALS: PerCpuArray<TokenBucket, { REFUSAL_BUCKETS as usize }> = PerCpuArray::new();
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
+
+type Hash<K, V> = HashMap<K, V, 1, NO_PREALLOC>;
+type Lru<K, V> = LruHashMap<K, V, 1>;
+
+/// The maps of one address family.
+pub trait Maps: Address {
+    fn frontends() -> &'static Hash<FrontendKey<Self>, Frontend>;
+    fn vips() -> &'static Hash<Self, Vip>;
+    fn backends() -> &'static Array<Backend<Self>, 1, MMAPABLE>;
+    fn backend_stats() -> &'static PerCpuArray<BackendStats, 1>;
+    fn flows() -> &'static Lru<Tuple<Self>, Flow<Self>>;
+    fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity>;
+    fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment>;
+    fn workspace() -> Option<&'static mut Workspace<Self>>;
+}
+
+/// What does not fit into the 512 bytes of a program's stack. A CPU runs one program at a time, so each has one.
+///
+/// The verifier does not follow values through a map, so it also forgets here what each way through the parser has found out
+/// about a packet, and need not walk the rest of the program for each of them.
+#[repr(C)]
+pub struct Workspace<A> {
+    pub packet: Packet<A>,
+    /// What a new flow makes of its packets.
+    pub to: Tuple<A>,
+    /// What the replies to that look like.
+    pub key: Tuple<A>,
+    /// What the packets look like of the flow that owns such replies already.
+    pub owner: Tuple<A>,
+    /// An entry to be added.
+    pub entry: Flow<A>,
+    /// What an ICMP error quotes, and its network header.
+    pub quoted: Tuple<A>,
+    pub network: Network<A>,
+    /// The backend that is being considered.
+    pub selected: Selected<A>,
+    /// Who may stay with a backend.
+    pub client: AffinityKey<A>,
+    /// What a socket of the client would look like.
+    pub socket: SocketTuple<A>,
+    /// The client's network namespace, negative when unknown.
+    pub namespace: i32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub now: u64,
+}
+
+macro_rules! family {
+    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $affinity:ident, $fragments:ident, $workspace:ident) => {
+        #[btf_map]
+        static $frontends: Hash<FrontendKey<$address>, Frontend> = HashMap::new();
+        #[btf_map]
+        static $vips: Hash<$address, Vip> = HashMap::new();
+        #[btf_map]
+        static $backends: Array<Backend<$address>, 1, MMAPABLE> = Array::new();
+        #[btf_map]
+        static $stats: PerCpuArray<BackendStats, 1> = PerCpuArray::new();
+        #[btf_map]
+        static $flows: Lru<Tuple<$address>, Flow<$address>> = LruHashMap::new();
+        #[btf_map]
+        static $affinity: Lru<AffinityKey<$address>, Affinity> = LruHashMap::new();
+        #[btf_map]
+        static $fragments: Lru<FragmentKey<$address>, Fragment> = LruHashMap::new();
+        #[btf_map]
+        static $workspace: PerCpuArray<Workspace<$address>, 1> = PerCpuArray::new();
+
+        impl Maps for $address {
+            #[inline(always)]
+            fn frontends() -> &'static Hash<FrontendKey<Self>, Frontend> {
+                &$frontends
+            }
+            #[inline(always)]
+            fn vips() -> &'static Hash<Self, Vip> {
+                &$vips
+            }
+            #[inline(always)]
+            fn backends() -> &'static Array<Backend<Self>, 1, MMAPABLE> {
+                &$backends
+            }
+            #[inline(always)]
+            fn backend_stats() -> &'static PerCpuArray<BackendStats, 1> {
+                &$stats
+            }
+            #[inline(always)]
+            fn flows() -> &'static Lru<Tuple<Self>, Flow<Self>> {
+                &$flows
+            }
+            #[inline(always)]
+            fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity> {
+                &$affinity
+            }
+            #[inline(always)]
+            fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment> {
+                &$fragments
+            }
+            #[inline(always)]
+            fn workspace() -> Option<&'static mut Workspace<Self>> {
+                // SAFETY: of this CPU, valid for the run of the program, which asks once.
+                $workspace.get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
+            }
+        }
+    };
+}
+
+family!(Address4, FRONTENDS_4, VIPS_4, BACKENDS_4, BACKEND_STATS_4, FLOWS_4, AFFINITY_4, FRAGMENTS_4, WORKSPACE_4);
+family!(Address6, FRONTENDS_6, VIPS_6, BACKENDS_6, BACKEND_STATS_6, FLOWS_6, AFFINITY_6, FRAGMENTS_6, WORKSPACE_6);
 
 /// Counts look-ups in builds made for counting them, and is nothing in all others.
 #[cfg(feature = "count-lookups")]
@@ -51,44 +161,60 @@ fn count_lookup() {
 /// The flow of a packet with this tuple. The kernel may give the entry to another flow while we hold it (LRU): callers
 /// copy what they need first.
 #[inline(always)]
-pub fn flow(tuple: &Tuple4) -> Option<*mut Flow4> {
+pub fn flow<A: Maps>(tuple: &Tuple<A>) -> Option<*mut Flow<A>> {
     count_lookup();
-    FLOWS_4.get_ptr_mut(tuple)
+    A::flows().get_ptr_mut(tuple)
 }
 
 /// False when there is an entry for the tuple already, or no room.
 #[inline(always)]
-pub fn add_flow(tuple: &Tuple4, flow: &Flow4) -> bool {
-    FLOWS_4.insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
+pub fn add_flow<A: Maps>(tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
+    A::flows().insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// False when there is no room.
 #[inline(always)]
-pub fn put_flow(tuple: &Tuple4, flow: &Flow4) -> bool {
-    FLOWS_4.insert(tuple, flow, u64::from(BPF_ANY)).is_ok()
+pub fn put_flow<A: Maps>(tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
+    A::flows().insert(tuple, flow, u64::from(BPF_ANY)).is_ok()
 }
 
 #[inline(always)]
-pub fn remove_flow(tuple: &Tuple4) {
+pub fn remove_flow<A: Maps>(tuple: &Tuple<A>) {
     // Gone already is as good.
-    let _ = FLOWS_4.remove(tuple);
+    let _ = A::flows().remove(tuple);
 }
 
 #[inline(always)]
-pub fn frontend(key: &FrontendKey4) -> Option<Frontend> {
+pub fn frontend<A: Maps>(key: &FrontendKey<A>) -> Option<Frontend> {
     count_lookup();
     // SAFETY: copied at once; an entry is reused by the agent only after all packets that could see it are through.
-    unsafe { FRONTENDS_4.get(key).copied() }
+    unsafe { A::frontends().get(key).copied() }
+}
+
+#[inline(always)]
+pub fn vip<A: Maps>(address: &A) -> Option<Vip> {
+    count_lookup();
+    // SAFETY: copied at once.
+    unsafe { A::vips().get(address).copied() }
 }
 
 /// The slots of a service port, start and length read together.
 #[inline(always)]
 pub fn slots_of(service_port: u32) -> SlotRange {
     count_lookup();
-    let Some(range) = SERVICE_PORTS.get_ptr(service_port) else { return SlotRange::EMPTY };
+    let Some(entry) = SERVICE_PORTS.get_ptr(service_port) else { return SlotRange::EMPTY };
     // SAFETY: valid for the run of the program, aligned to 8; one load, since the agent replaces it by one store.
-    let word = unsafe { range.cast::<u64>().read_volatile() };
+    let word = unsafe { (&raw const (*entry).slots).cast::<u64>().read_volatile() };
     SlotRange { start: (word & 0xffff_ffff) as u32, len: (word >> 32) as u32 }
+}
+
+/// The other word of a service port: seconds of affinity, and flags.
+#[inline(always)]
+pub fn policy_of(service_port: u32) -> (u32, u32) {
+    let Some(entry) = SERVICE_PORTS.get_ptr(service_port) else { return (0, 0) };
+    // SAFETY: as above.
+    let word = unsafe { (&raw const (*entry).affinity).cast::<u64>().read_volatile() };
+    ((word & 0xffff_ffff) as u32, (word >> 32) as u32)
 }
 
 #[inline(always)]
@@ -100,11 +226,49 @@ pub fn slot(index: u32) -> Option<u32> {
     Some((word >> (index % 2 * 32) & 0xffff_ffff) as u32)
 }
 
-/// Entries are memory that the agent writes while we read: fields are read one by one, `generation` and `state` last.
+/// Entries are memory that the agent writes while we read: generation and state by one load, after all else.
 #[inline(always)]
-pub fn backend(id: u32) -> Option<*const Backend4> {
+pub fn backend<A: Maps>(id: u32) -> Option<*const Backend<A>> {
     count_lookup();
-    BACKENDS_4.get_ptr(id)
+    A::backends().get_ptr(id)
+}
+
+/// The backend with which a client stays.
+#[inline(always)]
+pub fn affinity<A: Maps>(key: &AffinityKey<A>) -> Option<Affinity> {
+    count_lookup();
+    // SAFETY: copied at once. The kernel may give the entry to another client meanwhile (LRU): what is copied is checked
+    // against the backends by the caller.
+    unsafe { A::affinities().get(key).copied() }
+}
+
+#[inline(always)]
+pub fn put_affinity<A: Maps>(key: &AffinityKey<A>, affinity: &Affinity) {
+    // A full table evicts: nothing more can be done.
+    let _ = A::affinities().insert(key, affinity, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+pub fn fragment<A: Maps>(key: &FragmentKey<A>) -> Option<Fragment> {
+    count_lookup();
+    // SAFETY: copied at once.
+    unsafe { A::fragments().get(key).copied() }
+}
+
+#[inline(always)]
+pub fn put_fragment<A: Maps>(key: &FragmentKey<A>, fragment: &Fragment) {
+    let _ = A::fragments().insert(key, fragment, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+pub fn interface(index: u32) -> Option<PodInterface> {
+    // SAFETY: copied at once.
+    unsafe { INTERFACES.get(&index).copied() }
+}
+
+#[inline(always)]
+pub fn refusals(interface: u32) -> Option<*mut TokenBucket> {
+    REFUSALS.get_ptr_mut(interface % REFUSAL_BUCKETS)
 }
 
 #[inline(always)]
@@ -113,8 +277,8 @@ pub fn service_stats(service_port: u32) -> Option<*mut ServiceStats> {
 }
 
 #[inline(always)]
-pub fn backend_stats(backend: u32) -> Option<*mut BackendStats> {
-    BACKEND_STATS.get_ptr_mut(backend)
+pub fn backend_stats<A: Maps>(backend: u32) -> Option<*mut BackendStats> {
+    A::backend_stats().get_ptr_mut(backend)
 }
 
 #[inline(always)]

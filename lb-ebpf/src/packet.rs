@@ -1,32 +1,20 @@
-//! What the programs need to know of a packet, and the only place that reads one.
+//! What the programs need to know of a packet, and how it is changed in place.
 
-use core::mem::offset_of;
-
+use aya_ebpf::bindings::TC_ACT_REDIRECT;
+use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::Reason;
-use lb_common::tuple::Zero;
 use lb_common::wire::{
-    ETHERNET_LEN, ETHERTYPE_IPV4, Ipv4Header, Ports, TCP_CHECK_OFFSET, TCP_FLAGS_OFFSET, TCP_LEN, UDP_CHECK_OFFSET,
-    UDP_LEN, tcp_flags,
+    EthernetAddresses, Ports, SCTP_CHUNK_OFFSET, SCTP_LEN, TCP_CHECK_OFFSET, TCP_LEN, TcpHeader, UDP_CHECK_OFFSET,
+    UDP_LEN, sctp_chunk, tcp_flags,
 };
-use lb_common::{Protocol, Tuple4};
+use lb_common::{InterfaceIndex, Protocol, Tuple};
 
-/// The bits of `skb->mark` that say "translated on this node"; none when 0. Set by the agent at load.
-#[unsafe(no_mangle)]
-static MARK: u32 = 0;
+use crate::ip::{Ip, Network, Parsed, Part};
+use crate::settings;
 
 /// Length of an Ethernet header, in the type of `skb->len`.
 const ETHERNET: u32 = 14;
-const _: () = assert!(ETHERNET as usize == ETHERNET_LEN);
-
-/// Headers that are certain to be needed: of Ethernet, IPv4 with all options, TCP.
-const MOST_HEADERS: u32 = ETHERNET + 60 + 20;
-
-#[inline(always)]
-fn mark() -> u32 {
-    // SAFETY: a constant of this object; volatile, since the agent patches it after compilation.
-    unsafe { (&raw const MARK).read_volatile() }
-}
 
 /// Whether a program of this node has translated the packet before. A packet that the node itself sends came in nowhere,
 /// and has the mark only because its socket inherited it from a packet (`tcp_fwmark_accept`).
@@ -34,16 +22,59 @@ fn mark() -> u32 {
 pub fn is_translated(ctx: &TcContext) -> bool {
     // SAFETY: the context is valid for the run of the program.
     let (packet_mark, came_in_by) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).ingress_ifindex) };
-    packet_mark & mark() != 0 && came_in_by != 0
+    packet_mark & settings::mark() != 0 && came_in_by != 0
 }
 
 #[inline(always)]
 pub fn set_mark(ctx: &TcContext) {
-    let mark = mark();
+    let mark = settings::mark();
     if mark != 0 {
         // SAFETY: the context is valid for the run of the program.
         ctx.set_mark(unsafe { (*ctx.skb.skb).mark } | mark);
     }
+}
+
+/// Index of the interface at which the program runs.
+#[inline(always)]
+pub fn interface(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the run of the program.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// What the programs answer with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// On to the next program and the stack, changed or not.
+    Pass,
+    /// To where [`send_back`] or [`send_round`] has directed it.
+    Redirect,
+}
+
+/// Sends a packet that a pod has sent back to it, past the stack.
+#[inline(always)]
+pub fn send_back(ctx: &TcContext) -> Result<Next, Reason> {
+    let ethernet = ptr_at::<EthernetAddresses>(ctx, 0).ok_or(Reason::Rewrite)?;
+    // SAFETY: bounds were checked by `ptr_at`.
+    unsafe {
+        let EthernetAddresses { destination, source } = *ethernet;
+        *ethernet = EthernetAddresses { destination: source, source: destination };
+    }
+    set_mark(ctx);
+    redirect(interface(ctx), 0)
+}
+
+/// Lets a packet come in once more, behind those that are waiting.
+#[inline(always)]
+pub fn send_round(ctx: &TcContext) -> Result<Next, Reason> {
+    const INGRESS: u64 = 1;
+    redirect(interface(ctx), INGRESS)
+}
+
+#[inline(always)]
+fn redirect(interface: u32, flags: u64) -> Result<Next, Reason> {
+    // SAFETY: has no preconditions.
+    let verdict = unsafe { bpf_redirect(interface, flags) };
+    if verdict == i64::from(TC_ACT_REDIRECT) { Ok(Next::Redirect) } else { Err(Reason::Rewrite) }
 }
 
 /// A pointer to a `T` at `offset` in the linear part of the packet; `None` when it ends before.
@@ -53,111 +84,172 @@ pub fn ptr_at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     (at + size_of::<T>() <= ctx.data_end()).then_some(at as *mut T)
 }
 
-/// An offset that the verifier can see to be less than 128. The compiler knows it anyway, and would drop a plain mask;
+/// An offset that the verifier can see to be less than 1,024. The compiler knows it anyway, and would drop a plain mask;
 /// the verifier forgets it when the register is spilled.
 #[inline(always)]
-fn bounded(offset: usize) -> usize {
+pub fn bounded(offset: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
         let mut offset = offset;
         // SAFETY: arithmetic on one register.
-        unsafe { core::arch::asm!("{0} &= 127", inout(reg) offset, options(pure, nomem, nostack)) };
+        unsafe { core::arch::asm!("{0} &= 1023", inout(reg) offset, options(pure, nomem, nostack)) };
         offset
     }
     #[cfg(not(target_arch = "bpf"))]
     {
-        offset & 127
+        offset & 1023
     }
 }
 
-/// A TCP or UDP packet over IPv4 that is no fragment.
-pub struct Packet {
-    pub tuple: Tuple4,
-    /// Of the transport header, from the start of the Ethernet header, bytes.
-    l4: usize,
-    /// TCP flags; 0 for UDP.
-    flags: u8,
-    /// From the IP header on, bytes.
-    pub len: u32,
+/// What follows the network header.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// TCP, UDP or SCTP.
+    Transport,
+    /// ICMP; the tuple has no ports, and its protocol says nothing.
+    Icmp,
 }
 
-impl Packet {
-    /// `Ok(None)`: not a packet that could be for a service. `Err`: it could be, but cannot be told.
-    #[inline(always)]
-    pub fn parse(ctx: &TcContext) -> Result<Option<Self>, Reason> {
-        // SAFETY: the context is valid for the run of the program.
-        if unsafe { (*ctx.skb.skb).protocol } != u32::from(ETHERTYPE_IPV4.to_be()) {
-            return Ok(None);
-        }
-        if let Some(parsed) = Self::parse_linear(ctx) {
+/// A packet that may be for a service.
+#[repr(C)]
+pub struct Packet<A> {
+    /// Ports are 0 in a fragment without them.
+    pub tuple: Tuple<A>,
+    pub content: Content,
+    pub part: Part,
+    /// TCP flags, and for SCTP the like of them; 0 for all else.
+    flags: u8,
+    /// Identification that fragments have in common, as it lies in the packet.
+    pub id: u32,
+    /// Of the transport header, from the start of the Ethernet header, bytes.
+    l4: usize,
+    /// Of the end of the packet, bytes: there may be padding behind it.
+    pub end: usize,
+}
+
+impl<A: Ip> Packet<A> {
+    /// Reads all fields anew. False: not a packet that could be for a service. `Err`: it could be, but cannot be told.
+    ///
+    /// A function of its own, so that the verifier forgets the many ways through it.
+    #[inline(never)]
+    pub fn parse(&mut self, ctx: &TcContext) -> Result<bool, Reason> {
+        if let Some(parsed) = self.parse_linear(ctx) {
             return parsed;
         }
         // The headers are not all in the linear part: bring them there, as many as there can be.
-        if ctx.skb.pull_data(ctx.len().min(MOST_HEADERS)).is_err() {
+        if ctx.skb.pull_data(ctx.len().min(A::MOST_HEADERS)).is_err() {
             return Err(Reason::Malformed);
         }
-        Self::parse_linear(ctx).unwrap_or(Err(Reason::Malformed))
+        self.parse_linear(ctx).unwrap_or(Err(Reason::Malformed))
     }
 
-    /// `None` when the linear part ends before the headers do.
     #[inline(always)]
-    fn parse_linear(ctx: &TcContext) -> Option<Result<Option<Self>, Reason>> {
-        let ip = ptr_at::<Ipv4Header>(ctx, ETHERNET_LEN)?;
-        // SAFETY: bounds were checked by `ptr_at`.
-        let ip = unsafe { &*ip };
-        let protocol = match ip.protocol {
-            6 => Protocol::Tcp,
-            17 => Protocol::Udp,
-            _ => return Some(Ok(None)),
+    fn parse_linear(&mut self, ctx: &TcContext) -> Parsed {
+        let mut network = Network::empty();
+        match A::parse(ctx, &mut network)? {
+            Ok(true) => {}
+            other => return Some(other),
+        }
+        let (content, protocol) = match network.protocol {
+            6 => (Content::Transport, Protocol::Tcp),
+            17 => (Content::Transport, Protocol::Udp),
+            132 => (Content::Transport, Protocol::Sctp),
+            icmp if icmp == A::ICMP => (Content::Icmp, Protocol::Udp),
+            _ => return Some(Ok(false)),
         };
-        if ip.version_ihl >> 4 != 4 || ip.header_len() < size_of::<Ipv4Header>() {
+        self.tuple.source = network.source;
+        self.tuple.destination = network.destination;
+        self.tuple.source_port = 0;
+        self.tuple.destination_port = 0;
+        self.tuple.protocol = protocol;
+        self.tuple.interface = InterfaceIndex::new(interface(ctx));
+        self.content = content;
+        self.part = network.part;
+        self.flags = 0;
+        self.id = network.id;
+        self.l4 = network.payload;
+        self.end = network.end;
+        if content == Content::Icmp || network.part == Part::Later {
+            return Some(Ok(true));
+        }
+        Some(self.parse_transport(ctx, &network)?.map(|()| true))
+    }
+
+    /// Reads ports and flags. A header that ends behind the packet, or that claims what cannot be, is an error.
+    #[inline(always)]
+    fn parse_transport(&mut self, ctx: &TcContext, network: &Network<A>) -> Option<Result<(), Reason>> {
+        let l4 = bounded(self.l4);
+        let available = network.end - network.payload;
+        let is_honest = match self.tuple.protocol {
+            Protocol::Tcp => {
+                if available < TCP_LEN {
+                    return Some(Err(Reason::Malformed));
+                }
+                // SAFETY: bounds were checked by `ptr_at`.
+                let header = unsafe { &*ptr_at::<TcpHeader>(ctx, l4)? };
+                self.flags = header.flags;
+                let len = (header.data_offset >> 4) as usize * 4;
+                len >= TCP_LEN && (len <= available || network.part == Part::First)
+            }
+            Protocol::Udp => {
+                if available < UDP_LEN {
+                    return Some(Err(Reason::Malformed));
+                }
+                // SAFETY: bounds were checked by `ptr_at`.
+                let [.., length, _] = unsafe { *ptr_at::<[u16; 4]>(ctx, l4)? };
+                let length = u16::from_be(length) as usize;
+                length >= UDP_LEN && (length <= available || network.part == Part::First)
+            }
+            Protocol::Sctp => {
+                if available < SCTP_LEN {
+                    return Some(Err(Reason::Malformed));
+                }
+                // SAFETY: bounds were checked by `ptr_at`.
+                let chunk = unsafe { (*ptr_at::<[u8; SCTP_LEN]>(ctx, l4)?)[SCTP_CHUNK_OFFSET] };
+                self.flags = match chunk {
+                    sctp_chunk::INIT => tcp_flags::SYN,
+                    sctp_chunk::ABORT | sctp_chunk::SHUTDOWN_COMPLETE => tcp_flags::RST,
+                    _ => 0,
+                };
+                true
+            }
+        };
+        if !is_honest {
             return Some(Err(Reason::Malformed));
         }
-        if ip.is_fragment() {
-            return Some(Err(Reason::Fragment));
-        }
-        let l4 = bounded(ETHERNET_LEN + ip.header_len());
-        let flags = match protocol {
-            Protocol::Tcp => {
-                let header = ptr_at::<[u8; TCP_LEN]>(ctx, l4)?;
-                // SAFETY: bounds were checked by `ptr_at`.
-                unsafe { (*header)[TCP_FLAGS_OFFSET] }
-            }
-            _ => {
-                ptr_at::<[u8; UDP_LEN]>(ctx, l4)?;
-                0
-            }
-        };
         // SAFETY: the transport header is there, and begins with the ports.
         let ports = unsafe { *ptr_at::<Ports>(ctx, l4)? };
-        Some(Ok(Some(Self {
-            tuple: Tuple4 {
-                source: ip.source,
-                destination: ip.destination,
-                source_port: u16::from_be(ports.source),
-                destination_port: u16::from_be(ports.destination),
-                protocol,
-                reserved: Zero::ZERO,
-            },
-            l4,
-            flags,
-            len: ctx.len() - ETHERNET,
-        })))
+        self.tuple.source_port = u16::from_be(ports.source);
+        self.tuple.destination_port = u16::from_be(ports.destination);
+        Some(Ok(()))
+    }
+
+    /// From the network header on, bytes.
+    #[inline(always)]
+    pub fn len(ctx: &TcContext) -> u32 {
+        ctx.len() - ETHERNET
+    }
+
+    /// Offset of what follows the network header, from the start of the Ethernet header, bytes.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        bounded(self.l4)
     }
 
     /// The ports in the packet; `None` when the linear part has become shorter.
     #[inline(always)]
     pub fn ports(&self, ctx: &TcContext) -> Option<*mut Ports> {
-        ptr_at(ctx, bounded(self.l4))
+        ptr_at(ctx, self.l4())
     }
 
     /// A UDP datagram whose sender left the checksum out (RFC 768).
     #[inline(always)]
     pub fn lacks_checksum(&self, ctx: &TcContext) -> bool {
-        if let Protocol::Tcp = self.tuple.protocol {
+        if self.tuple.protocol != Protocol::Udp {
             return false;
         }
-        let check = ptr_at::<u16>(ctx, bounded(self.l4 + UDP_CHECK_OFFSET));
+        let check = ptr_at::<u16>(ctx, self.l4() + UDP_CHECK_OFFSET);
         // SAFETY: bounds were checked by `ptr_at`.
         check.is_some_and(|check| unsafe { *check } == 0)
     }
@@ -171,7 +263,7 @@ impl Packet {
         }
     }
 
-    /// A client's first packet of a TCP connection.
+    /// A client's first packet of a TCP connection or an SCTP association.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
         self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
@@ -187,5 +279,3 @@ impl Packet {
         self.flags & tcp_flags::RST != 0
     }
 }
-
-const _: () = assert!(offset_of!(Ports, source) == 0);

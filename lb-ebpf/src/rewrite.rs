@@ -4,63 +4,77 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::Reason;
-use lb_common::checksum;
-use lb_common::wire::{ETHERNET_LEN, Ipv4Header, Ports};
-use lb_common::{Protocol, Tuple4};
+use lb_common::checksum::Difference;
+use lb_common::wire::{ETHERNET_LEN, Ports};
+use lb_common::{Family, Protocol, Tuple};
 
-use crate::packet::{Packet, ptr_at};
+use crate::ip::{Ip, Part};
+use crate::packet::Packet;
 
-/// Size of the changed field, in the flags of `bpf_l4_csum_replace`.
-const FOUR_BYTES: u64 = 4;
 /// For UDP: a computed checksum of 0 is sent as 0xffff, since 0 means that there is none (RFC 768). For TCP 0 is a checksum
 /// like any other, which the helper would leave as it is with this flag.
 const ZERO_IS_NONE: u64 = BPF_F_MARK_MANGLED_0 as u64;
 const PSEUDO_HEADER: u64 = BPF_F_PSEUDO_HDR as u64;
 
-/// The IP header is changed in place. The transport checksum is left to the kernel's helper, because the field may hold
-/// the sum of the pseudo-header only (`CHECKSUM_PARTIAL`, filled in by the device), and because a sum over the whole
+/// The network header is changed in place. The transport checksum is left to the kernel's helper, because the field may
+/// hold the sum of the pseudo-header only (`CHECKSUM_PARTIAL`, filled in by the device), and because a sum over the whole
 /// packet (`CHECKSUM_COMPLETE`) must follow. Helpers invalidate packet pointers, so they come last.
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple4) -> Result<(), Reason> {
+pub fn rewrite<A: Ip>(ctx: &TcContext, packet: &Packet<A>, to: &Tuple<A>) -> Result<(), Reason> {
     let from = &packet.tuple;
-    let check_offset = packet.check_offset();
-    let lacks_checksum = packet.lacks_checksum(ctx);
+    let (sources, destinations) = ((from.source, to.source), (from.destination, to.destination));
+    A::write_addresses(ctx, ETHERNET_LEN, sources, destinations).ok_or(Reason::Rewrite)?;
+    let addresses = Difference::NONE.words(from.source.words(), to.source.words());
+    let addresses = addresses.words(from.destination.words(), to.destination.words());
 
-    let ip = ptr_at::<Ipv4Header>(ctx, ETHERNET_LEN).ok_or(Reason::Rewrite)?;
-    let ports = packet.ports(ctx).ok_or(Reason::Rewrite)?;
-    // SAFETY: bounds were checked by `ptr_at`, and no helper was called since.
-    let (old_ports, new_ports) = unsafe {
-        if to.source != from.source {
-            (*ip).check = checksum::replace((*ip).check, from.source.word(), to.source.word());
-            (*ip).source = to.source;
-        }
-        if to.destination != from.destination {
-            (*ip).check = checksum::replace((*ip).check, from.destination.word(), to.destination.word());
-            (*ip).destination = to.destination;
-        }
-        let old = ports.cast::<u32>().read();
-        *ports = Ports { source: to.source_port.to_be(), destination: to.destination_port.to_be() };
-        (old, ports.cast::<u32>().read())
-    };
-
-    if lacks_checksum {
-        // Nothing makes up for the new ports in a sum over the whole packet, if the device gave one; it is an error that
-        // says nothing when it did not. The addresses are made up for by the checksum of the IP header.
-        let (difference, carry) = (!old_ports).overflowing_add(new_ports);
-        // SAFETY: the context is valid for the run of the program.
-        unsafe { bpf_csum_update(ctx.skb.skb, difference.wrapping_add(u32::from(carry))) };
+    if packet.part == Part::Later {
+        make_up_for(ctx, own_checksum::<A>(addresses));
         return Ok(());
     }
-    let zero = if let Protocol::Tcp = from.protocol { 0 } else { ZERO_IS_NONE };
-    let replace = |old: u32, new: u32, flags: u64| {
-        if old == new {
-            return Ok(());
-        }
-        ctx.skb
-            .l4_csum_replace(check_offset, u64::from(old), u64::from(new), flags | zero | FOUR_BYTES)
-            .map_err(|_| Reason::Rewrite)
+    let has_same_ports = from.source_port == to.source_port && from.destination_port == to.destination_port;
+    if from.protocol == Protocol::Sctp {
+        // The CRC of SCTP covers no addresses. It does cover the ports, which are not changed (see `flow`).
+        make_up_for(ctx, own_checksum::<A>(addresses));
+        return if has_same_ports { Ok(()) } else { Err(Reason::Rewrite) };
+    }
+    let check_offset = packet.check_offset();
+    let lacks_checksum = packet.lacks_checksum(ctx);
+    let ports = packet.ports(ctx).ok_or(Reason::Rewrite)?;
+    // SAFETY: bounds were checked by `ptr_at`, and no helper was called since.
+    let ports = unsafe {
+        let old = ports.cast::<u32>().read();
+        *ports = Ports { source: to.source_port.to_be(), destination: to.destination_port.to_be() };
+        Difference::NONE.word(old, ports.cast::<u32>().read())
     };
-    replace(from.source.word(), to.source.word(), PSEUDO_HEADER)?;
-    replace(from.destination.word(), to.destination.word(), PSEUDO_HEADER)?;
-    replace(old_ports, new_ports, 0)
+    if lacks_checksum {
+        make_up_for(ctx, own_checksum::<A>(addresses).and(ports));
+        return Ok(());
+    }
+    let zero = if from.protocol == Protocol::Tcp { 0 } else { ZERO_IS_NONE };
+    let replace = |difference: Difference, flags: u64| {
+        let sum = u64::from(difference.sum());
+        ctx.skb.l4_csum_replace(check_offset, 0, sum, flags | zero).map_err(|_| Reason::Rewrite)
+    };
+    replace(addresses, PSEUDO_HEADER)?;
+    if A::FAMILY == Family::V6 {
+        // The helper takes it that a header checksum makes up for the addresses, as in IPv4.
+        make_up_for(ctx, addresses);
+    }
+    if has_same_ports { Ok(()) } else { replace(ports, 0) }
+}
+
+/// What the addresses change in a sum over the whole packet: nothing in IPv4, whose header has a checksum.
+#[inline(always)]
+const fn own_checksum<A: Ip>(addresses: Difference) -> Difference {
+    match A::FAMILY {
+        Family::V4 => Difference::NONE,
+        Family::V6 => addresses,
+    }
+}
+
+/// Changes the sum over the whole packet, if the device gave one; it is an error that says nothing when it did not.
+#[inline(always)]
+pub fn make_up_for(ctx: &TcContext, difference: Difference) {
+    // SAFETY: the context is valid for the run of the program.
+    unsafe { bpf_csum_update(ctx.skb.skb, difference.sum()) };
 }

@@ -1,50 +1,58 @@
 //! Selection of a backend: a pure function of the packet's tuple and the slots, so that a flow whose entry was lost is
 //! given the same backend again.
 
-use lb_common::abi::{BackendState, SlotRange};
-use lb_common::{Address4, Tuple4, hash};
+use lb_common::abi::{Backend, BackendState, SlotRange};
+use lb_common::{Tuple, hash};
 
-use crate::maps;
+use crate::ip::Ip;
+use crate::{maps, settings};
 
-/// Seed of the selection; all nodes of a cluster share it. Set by the agent at load.
-#[unsafe(no_mangle)]
-static SEED: u64 = hash::DEFAULT_SEED;
-
-pub struct Selected {
+/// A backend as a new flow needs it.
+#[repr(C, align(8))]
+pub struct Selected<A> {
     pub id: u32,
     pub generation: u32,
-    pub address: Address4,
+    pub address: A,
     pub port: u16,
 }
 
-/// The backend for the `attempt`-th choice. `None`: the slots contradict the backends.
+/// Puts the backend for the `attempt`-th choice into `selected`. False: the slots contradict the backends.
 #[inline(always)]
-pub fn select(tuple: &Tuple4, slots: SlotRange, attempt: u32) -> Option<Selected> {
-    // SAFETY: a constant of this object; volatile, since the agent patches it after compilation.
-    let seed = unsafe { (&raw const SEED).read_volatile() };
-    let index = slots.start.wrapping_add(hash::slot(hash::selection(tuple, seed, attempt), slots.len));
-    let id = maps::slot(index)?;
-    let backend = maps::backend(id)?;
+pub fn select<A: Ip>(tuple: &Tuple<A>, slots: SlotRange, attempt: u32, selected: &mut Selected<A>) -> bool {
+    let index = slots.start.wrapping_add(hash::slot(hash::selection(tuple, settings::seed(), attempt), slots.len));
+    let Some(id) = maps::slot(index) else { return false };
+    read(id, selected).is_some_and(|state| state != BackendState::Free as u32)
+}
+
+/// Puts the backend with this id into `selected`. False: it is no longer the one of this generation, or gets no new
+/// connections.
+#[inline(always)]
+pub fn select_again<A: Ip>(id: u32, generation: u32, selected: &mut Selected<A>) -> bool {
+    read(id, selected) == Some(BackendState::Active as u32) && selected.generation == generation
+}
+
+/// The state of a backend.
+#[inline(always)]
+fn read<A: Ip>(id: u32, selected: &mut Selected<A>) -> Option<u32> {
+    let backend = maps::backend::<A>(id)?;
     // SAFETY: an array entry, valid for the run of the program. The agent writes an entry before a slot names it, and
     // rewrites it only after every packet that could have read such a slot is through.
     unsafe {
-        if (&raw const (*backend).state).cast::<u32>().read_volatile() == BackendState::Free as u32 {
-            return None;
-        }
-        Some(Selected {
-            id,
-            generation: (&raw const (*backend).generation).read_volatile(),
-            address: (*backend).address,
-            port: (*backend).port,
-        })
+        let word = backend.cast::<u64>().read_volatile();
+        selected.id = id;
+        selected.generation = (word & 0xffff_ffff) as u32;
+        selected.address = (*backend).address;
+        selected.port = (*backend).port;
+        Some((word >> 32) as u32)
     }
 }
 
-/// Whether the backend that a flow chose is still the same one, and still in its service.
+/// Whether the backend that a flow chose is still the same one, and may keep its flows.
 #[inline(always)]
-pub fn is_current(id: u32, generation: u32) -> bool {
-    let Some(backend) = maps::backend(id) else { return false };
+pub fn is_current<A: Ip>(id: u32, generation: u32) -> bool {
+    let Some(backend) = maps::backend::<A>(id) else { return false };
     // SAFETY: as above; generation and state are stored together, so that one load sees them together.
-    let word = unsafe { (&raw const (*backend).generation).cast::<u64>().read_volatile() };
-    word == u64::from(generation) | (BackendState::Active as u64) << 32
+    let word = unsafe { backend.cast::<u64>().read_volatile() };
+    word == Backend::<A>::word(generation, BackendState::Active)
+        || word == Backend::<A>::word(generation, BackendState::Draining)
 }

@@ -13,8 +13,17 @@ use wildmatch::WildMatch;
 /// How often interfaces are listed without any sign of change: the kernel drops notices when too many are unread.
 const RELIST: Duration = Duration::from_secs(30);
 
-/// Interface names by index.
-pub type Names = BTreeMap<u32, String>;
+/// Interfaces by index.
+pub type Present = BTreeMap<u32, Interface>;
+
+/// An interface as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The network namespace of its peer, by the number that this one has for it; none for one that has no peer elsewhere.
+    pub netns_id: Option<i32>,
+}
 
 /// Watches the interfaces of the network namespace that this process runs in.
 pub struct Interfaces {
@@ -56,17 +65,22 @@ impl Interfaces {
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn list(&self) -> Result<Names> {
+    pub async fn list(&self) -> Result<Present> {
         let links: Vec<_> =
             self.handle.link().get().execute().try_collect().await.context("cannot list network interfaces")?;
         Ok(links
             .into_iter()
             .filter_map(|link| {
-                let name = link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name),
-                    _ => None,
-                })?;
-                self.patterns.iter().any(|pattern| pattern.matches(&name)).then_some((link.header.index, name))
+                let (mut name, mut netns_id) = (None, None);
+                for attribute in link.attributes {
+                    match attribute {
+                        LinkAttribute::IfName(is) => name = Some(is),
+                        LinkAttribute::LinkNetNsId(id) => netns_id = Some(id),
+                        _ => {}
+                    }
+                }
+                let name = name.filter(|name| self.patterns.iter().any(|pattern| pattern.matches(name)))?;
+                Some((link.header.index, Interface { name, netns_id }))
             })
             .collect())
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::Protocol;
-use lb_userspace::dataplane::{Handover, Maps, OBJECT, Object, Pins, Settings, Sizes};
+use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
 use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, ServicePortPlan};
-use lb_userspace::state::{Limits, State};
+use lb_userspace::state::{Limits, State, Write};
 
 use crate::reaper::Reaper;
 
@@ -21,6 +21,9 @@ pub const MARK: u32 = 0x20_0000;
 /// The seed that they are told to use: none that a node would have by chance.
 pub const SEED: u64 = 42;
 
+/// Index of the loopback interface, which each network namespace has.
+pub const LO: u32 = 1;
+
 /// What a program answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -28,6 +31,8 @@ pub enum Verdict {
     Pass,
     /// The packet is dropped.
     Drop,
+    /// The packet goes to the interface that the program has named, which is not told.
+    Redirect,
     /// Something that no program of ours may answer with.
     Other(i32),
 }
@@ -41,6 +46,9 @@ pub struct Input {
     pub mark: u32,
     /// Index of the interface by which it came to this node; 0 when the node itself sends it.
     pub came_in_by: u32,
+    /// Index of the pod's interface, at which the program is: one that there is in the network namespace of the test. 1 is
+    /// `lo`.
+    pub interface: u32,
     /// With a checksum over the whole packet, as some network cards give it (`CHECKSUM_COMPLETE`). The kernel then checks
     /// that the sum still fits the packet when the program is done, and answers with `EBADMSG` if not.
     pub checksum_complete: bool,
@@ -48,7 +56,7 @@ pub struct Input {
 
 impl From<Vec<u8>> for Input {
     fn from(frame: Vec<u8>) -> Self {
-        Self { frame, mark: 0, came_in_by: 1, checksum_complete: false }
+        Self { frame, mark: 0, came_in_by: LO, interface: LO, checksum_complete: false }
     }
 }
 
@@ -78,17 +86,28 @@ pub struct Datapath {
 impl Datapath {
     /// The programs as the agent carries them.
     pub fn new() -> Result<Self> {
-        Self::with_object(OBJECT)
+        Self::with(OBJECT, Self::settings())
     }
 
     /// Another build of the programs.
     pub fn with_object(object: &[u8]) -> Result<Self> {
+        Self::with(object, Self::settings())
+    }
+
+    /// The settings that [`Self::new`] gives the programs: those of a node, but for mark and seed.
+    #[must_use]
+    pub fn settings() -> Settings {
+        Settings { seed: SEED, mark: MARK, ..Settings::default() }
+    }
+
+    /// Any build of the programs with any settings.
+    pub fn with(object: &[u8], settings: Settings) -> Result<Self> {
         let reaper = Reaper::start()?;
         let pins = Pins::new(reaper.bpffs());
         pins.create()?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
-        let settings = Settings { seed: SEED, mark: MARK, handover: Handover::None };
-        let object = Object::load(object, &pins, &Sizes { limits, flows: 1 << 16 }, settings)?;
+        let sizes = Sizes { limits, flows: 1 << 16, affinity: 1 << 12, unserved: None };
+        let object = Object::load(object, &pins, &sizes, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());
         Ok(Self { object, maps, state, plan: Plan::default(), pins, _reaper: reaper })
@@ -102,18 +121,33 @@ impl Datapath {
         frontend: SocketAddr,
         backends: &[SocketAddr],
     ) -> Result<()> {
+        self.serve_with(name, protocol, frontend, backends, |_| {})
+    }
+
+    /// The same for one that is special, say with session affinity.
+    pub fn serve_with(
+        &mut self,
+        name: &str,
+        protocol: Protocol,
+        frontend: SocketAddr,
+        backends: &[SocketAddr],
+        change: impl FnOnce(&mut ServicePortPlan),
+    ) -> Result<()> {
+        let key = key(name, protocol, Family::of(frontend.ip()));
         let frontend = Frontend { address: frontend.ip(), port: frontend.port(), protocol, scope: Scope::Cluster };
-        let backends = backends.iter().map(|&address| Backend { address, terminating: false }).collect();
-        self.plan.service_ports.insert(
-            key(name, protocol),
-            ServicePortPlan { frontends: [frontend].into(), backends, ..ServicePortPlan::default() },
-        );
+        let mut backends: Vec<_> = backends.iter().map(|&address| Backend { address, terminating: false }).collect();
+        backends.sort_unstable();
+        let mut port = ServicePortPlan { frontends: [frontend].into(), backends, ..ServicePortPlan::default() };
+        change(&mut port);
+        self.plan.service_ports.insert(key, port);
         self.publish()
     }
 
-    /// Removes a service.
+    /// Removes a service, in both families.
     pub fn withdraw(&mut self, name: &str, protocol: Protocol) -> Result<()> {
-        self.plan.service_ports.remove(&key(name, protocol));
+        for family in Family::ALL {
+            self.plan.service_ports.remove(&key(name, protocol, family));
+        }
         self.publish()
     }
 
@@ -121,6 +155,13 @@ impl Datapath {
         let result = self.state.reconcile(&self.plan);
         ensure!(result.shortages.is_empty(), "{:?}", result.shortages);
         self.maps.write(&result.writes)
+    }
+
+    /// What an agent would write that starts now, and is to serve the same.
+    pub fn writes_of_a_successor(&self) -> Result<Vec<Write>> {
+        let mut state = State::adopt(self.maps.read()?, self.maps.limits());
+        state.verify(|range| self.maps.slots(range));
+        Ok(state.reconcile(&self.plan).writes)
     }
 
     /// Runs a packet through `from_pod`.
@@ -147,7 +188,8 @@ impl Datapath {
     fn repeat(&mut self, program: &str, input: &Input, repeat: u32) -> Result<(Output, Duration)> {
         let program = self.object.program(program)?;
         let fd = program.fd()?.as_fd().as_raw_fd();
-        let mut context = SkBuff { mark: input.mark, ingress_ifindex: input.came_in_by, ..SkBuff::ZERO };
+        let mut context =
+            SkBuff { mark: input.mark, ingress_ifindex: input.came_in_by, ifindex: input.interface, ..SkBuff::ZERO };
         let mut frame = vec![0; input.frame.len() + 256];
         let mut run = TestRun {
             prog_fd: u32::try_from(fd)?,
@@ -173,6 +215,7 @@ impl Datapath {
         let verdict = match run.retval.cast_signed() {
             -1 => Verdict::Pass,
             2 => Verdict::Drop,
+            7 => Verdict::Redirect,
             other => Verdict::Other(other),
         };
         let output = Output { verdict, frame, mark: context.mark };
@@ -191,12 +234,12 @@ impl Datapath {
     }
 }
 
-fn key(name: &str, protocol: Protocol) -> ServicePortName {
+fn key(name: &str, protocol: Protocol, family: Family) -> ServicePortName {
     ServicePortName {
         object: ObjectName::new("default", name),
         port: "".into(),
         protocol,
-        family: Family::V4,
+        family,
         endpoints: TrafficPolicy::Cluster,
     }
 }
@@ -234,12 +277,14 @@ struct SkBuff {
     mark: u32,
     unused_2: [u32; 6],
     ingress_ifindex: u32,
-    unused_3: [u32; 38],
+    ifindex: u32,
+    unused_3: [u32; 37],
 }
 
 impl SkBuff {
-    const ZERO: Self = Self { unused: [0; 2], mark: 0, unused_2: [0; 6], ingress_ifindex: 0, unused_3: [0; 38] };
+    const ZERO: Self =
+        Self { unused: [0; 2], mark: 0, unused_2: [0; 6], ingress_ifindex: 0, ifindex: 0, unused_3: [0; 37] };
 }
 
-const _: () =
-    assert!(offset_of!(SkBuff, mark) == 8 && offset_of!(SkBuff, ingress_ifindex) == 36 && size_of::<SkBuff>() == 192);
+const _: () = assert!(offset_of!(SkBuff, mark) == 8 && offset_of!(SkBuff, ingress_ifindex) == 36);
+const _: () = assert!(offset_of!(SkBuff, ifindex) == 40 && size_of::<SkBuff>() == 192);

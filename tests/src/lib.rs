@@ -40,7 +40,8 @@
 //! - [`server`]: HTTP and UDP servers that name themselves and the peer they saw.
 //! - [`client`]: single requests, long-lived connections, bulk runs with a [`Tally`].
 //! - [`statistics`]: is this spread as even as chance allows?
-//! - [`packet`]: raw packets with right checksums, and a checker that shares no code with their builder.
+//! - [`packet`]: raw packets of both families, whole or in fragments, with right checksums, and a checker that shares no
+//!   code with their builder.
 //!
 //! Without a network:
 //!
@@ -69,6 +70,7 @@ pub mod server;
 pub mod statistics;
 pub mod wiring;
 
+pub use addresses::Family;
 pub use agent::Agent;
 pub use apiserver::ApiServer;
 pub use client::{HttpAnswer, HttpConnection, Tally, bulk_http, bulk_udp, http_get};

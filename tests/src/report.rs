@@ -48,13 +48,13 @@ fn describe_node(node: &Node, out: &mut String) {
         let title = format!("{}: viaduct {}", node.name(), arguments.join(" "));
         section(out, &title, &node.viaduct(arguments).unwrap_or_else(|error| format!("{error:#}")));
     }
-    if let Some(path) = find(node.bpffs(), "FRONTENDS_4") {
+    for path in ["FRONTENDS_4", "FRONTENDS_6"].into_iter().filter_map(|name| find(node.bpffs(), name)) {
         tell(Command::new("bpftool").args(["map", "dump", "pinned"]).arg(path), out);
     }
 }
 
 fn describe_network(namespace: &Namespace, out: &mut String) {
-    for arguments in [["-brief", "address"], ["route", "show"]] {
+    for arguments in [&["-brief", "address"][..], &["route"], &["-6", "route"]] {
         let output = command::run(namespace.command("ip").args(arguments)).unwrap_or_else(|error| format!("{error:#}"));
         section(out, &format!("{}: ip {}", namespace.name(), arguments.join(" ")), &output);
     }

@@ -8,14 +8,14 @@ use std::{fs, thread};
 
 use anyhow::{Context, Result};
 
-use crate::addresses::{self, Prefix};
+use crate::addresses::{self, Family, Prefix};
 use crate::command;
 use crate::namespace::Namespace;
 
 /// How a node connects its pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
-    /// A /32 route per pod to its host-side veth; pods see the link-local gateway 169.254.1.1. As Calico does it.
+    /// A route per pod (/32, /128) to its host-side veth; pods see a link-local gateway. As Calico does it.
     Routed,
     /// A bridge `cni0` that owns the first address of the pod network and enslaves the host-side veths. As kubenet and
     /// the CNI bridge plugin do it.
@@ -25,6 +25,8 @@ pub enum Topology {
 /// Choices that hold for the whole lab.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// The families of which everything in the lab has an address; the first is the primary.
+    pub families: &'static [Family],
     /// Off: every interface computes L4 checksums before it hands a packet on, as hardware without offload would.
     pub tx_checksum_offload: bool,
     /// Nodes drop packets that arrive where the way back does not lead.
@@ -32,8 +34,8 @@ pub struct Options {
 }
 
 /// Commands that were not run yet.
-#[derive(Default)]
 pub struct Wiring {
+    options: Options,
     outermost: Vec<String>,
     inside: BTreeMap<String, Inside>,
     pairs: u16,
@@ -63,8 +65,8 @@ struct End<'a> {
 impl Wiring {
     /// A fresh set of commands; `pairs` veth pairs exist already (MAC addresses are numbered through the lab).
     #[must_use]
-    pub fn after(pairs: u16) -> Self {
-        Self { pairs, ..Self::default() }
+    pub fn after(pairs: u16, options: Options) -> Self {
+        Self { options, outermost: Vec::new(), inside: BTreeMap::new(), pairs }
     }
 
     /// How many veth pairs exist once this has been applied.
@@ -79,66 +81,79 @@ impl Wiring {
     }
 
     /// The address of an API server in the fabric.
-    pub fn api_server(&mut self, fabric: &Namespace) {
-        let address = addresses::host(addresses::api_server().ip());
-        self.add(fabric, format!("address add {address} dev lo"));
+    pub fn api_server(&mut self, fabric: &Namespace, address: IpAddr) {
+        self.address(fabric, addresses::host(address), "lo");
     }
 
     /// A client beyond the fabric.
     pub fn outside(&mut self, outside: &Namespace, fabric: &Namespace) {
         self.create(outside, Role::Host);
         self.pair(&End { namespace: fabric, interface: "outside" }, &End { namespace: outside, interface: "eth0" });
-        self.add(fabric, format!("address add {} dev outside", addresses::outside_uplink()));
-        self.add(outside, format!("address add {} dev eth0", addresses::outside()));
-        self.add(outside, format!("route add default via {}", addresses::outside_uplink().address));
+        for &family in self.options.families {
+            let uplink = addresses::outside_uplink(family);
+            self.address(fabric, uplink, "outside");
+            self.address(outside, addresses::outside(family), "eth0");
+            self.add(outside, format!("route add default via {}", uplink.address));
+        }
     }
 
     /// The `number`th node, which `fabric` knows by an interface called `name`.
     pub fn node(&mut self, number: u8, name: &str, topology: Topology, node: &Namespace, fabric: &Namespace) {
-        let (uplink, address) = (addresses::node_uplink(number), addresses::node(number));
-        let pods = addresses::pod_network(number);
         self.create(node, Role::Node);
         self.pair(&End { namespace: fabric, interface: name }, &End { namespace: node, interface: "eth0" });
-        self.add(fabric, format!("address add {uplink} dev {name}"));
-        self.add(fabric, format!("route add {pods} via {}", address.address));
-        self.add(node, format!("address add {address} dev eth0"));
-        self.add(node, format!("route add default via {}", uplink.address));
-        match topology {
-            // Packets to pods that do not exist end here instead of going back to the fabric.
-            Topology::Routed => self.add(node, format!("route add blackhole {pods}")),
-            Topology::Bridge => {
-                self.add(node, "link add cni0 type bridge".into());
-                self.add(node, format!("address add {} dev cni0", addresses::pod_gateway(number)));
-                self.add(node, "link set cni0 up".into());
+        if topology == Topology::Bridge {
+            self.add(node, "link add cni0 type bridge".into());
+            self.add(node, "link set cni0 up".into());
+        }
+        for &family in self.options.families {
+            let (uplink, address) = (addresses::node_uplink(family, number), addresses::node(family, number));
+            let pods = addresses::pod_network(family, number);
+            self.address(fabric, uplink, name);
+            self.add(fabric, format!("route add {pods} via {}", address.address));
+            self.address(node, address, "eth0");
+            self.add(node, format!("route add default via {}", uplink.address));
+            match topology {
+                // Packets to pods that do not exist end here instead of going back to the fabric.
+                Topology::Routed => self.add(node, format!("route add blackhole {pods}")),
+                Topology::Bridge => self.address(node, addresses::pod_gateway(family, number), "cni0"),
             }
         }
     }
 
     /// A pod whose host-side veth is `interface` in the `number`th node's namespace.
-    pub fn pod(&mut self, pod: &Namespace, address: IpAddr, node: (u8, Topology, &Namespace), interface: &str) {
+    pub fn pod(&mut self, pod: &Namespace, addresses: &[IpAddr], node: (u8, Topology, &Namespace), interface: &str) {
         let (number, topology, node) = node;
         self.create(pod, Role::Host);
         let mac = self.pair(&End { namespace: node, interface }, &End { namespace: pod, interface: "eth0" });
-        match topology {
-            Topology::Routed => {
-                let (host, gateway) = (addresses::host(address), addresses::ROUTED_GATEWAY);
-                self.add(node, format!("route add {host} dev {interface}"));
-                self.add(pod, format!("address add {host} dev eth0"));
-                self.add(pod, format!("neighbour add {gateway} lladdr {mac} dev eth0 nud permanent"));
-                self.add(pod, format!("route add {gateway} dev eth0"));
-                self.add(pod, format!("route add default via {gateway} dev eth0"));
-            }
-            Topology::Bridge => {
-                let gateway = addresses::pod_gateway(number);
-                self.add(node, format!("link set {interface} master cni0"));
-                self.add(pod, format!("address add {} dev eth0", Prefix { address, length: gateway.length }));
-                self.add(pod, format!("route add default via {} dev eth0", gateway.address));
+        if topology == Topology::Bridge {
+            self.add(node, format!("link set {interface} master cni0"));
+        }
+        for &address in addresses {
+            let family = Family::of(address);
+            match topology {
+                Topology::Routed => {
+                    let (host, gateway) = (addresses::host(address), addresses::routed_gateway(family));
+                    self.add(node, format!("route add {host} dev {interface}"));
+                    self.address(pod, host, "eth0");
+                    self.add(pod, format!("neighbour add {gateway} lladdr {mac} dev eth0 nud permanent"));
+                    // IPv6 takes every link-local address for one on the link.
+                    if family == Family::V4 {
+                        self.add(pod, format!("route add {gateway} dev eth0"));
+                    }
+                    self.add(pod, format!("route add default via {gateway} dev eth0"));
+                }
+                Topology::Bridge => {
+                    let gateway = addresses::pod_gateway(family, number);
+                    self.address(pod, Prefix { address, length: gateway.length }, "eth0");
+                    self.add(pod, format!("route add default via {} dev eth0", gateway.address));
+                }
             }
         }
     }
 
     /// Runs everything: first what creates namespaces and veth pairs, then each namespace's own commands, side by side.
-    pub fn apply(self, options: Options) -> Result<()> {
+    pub fn apply(self) -> Result<()> {
+        let options = self.options;
         batch(&mut Command::new("ip"), &self.outermost)?;
         thread::scope(|scope| {
             let configure = |(name, inside): (String, Inside)| {
@@ -184,6 +199,12 @@ impl Wiring {
         mac(1)
     }
 
+    /// Gives an interface an address that is of use at once: IPv6 would look for duplicates first, for a second.
+    fn address(&mut self, namespace: &Namespace, address: Prefix, interface: &str) {
+        let nodad = if address.address.is_ipv6() { " nodad" } else { "" };
+        self.add(namespace, format!("address add {address} dev {interface}{nodad}"));
+    }
+
     fn add(&mut self, namespace: &Namespace, command: String) {
         self.inside.entry(namespace.name().to_owned()).or_default().commands.push(command);
     }
@@ -191,8 +212,8 @@ impl Wiring {
 
 impl Inside {
     fn apply(&self, namespace: &Namespace, options: Options) -> Result<()> {
-        // Before the interfaces come up, so that no IPv6 autoconfiguration gets into a packet capture.
-        namespace.run(|| set("net/ipv6/conf/all/disable_ipv6", "1"))?;
+        // Before the interfaces come up.
+        namespace.run(|| self.configure_ipv6(options))?;
         if !options.tx_checksum_offload {
             for interface in &self.interfaces {
                 command::run(namespace.command("ethtool").args(["-K", interface, "tx", "off"]))?;
@@ -205,13 +226,32 @@ impl Inside {
         let rp_filter = if options.strict_rp_filter && self.role == Role::Node { "1" } else { "0" };
         namespace.run(|| {
             set("net/ipv4/ip_forward", "1")?;
-            for interface in fs::read_dir("/proc/sys/net/ipv4/conf")? {
-                let interface = interface?.file_name();
-                set(&format!("net/ipv4/conf/{}/rp_filter", interface.to_string_lossy()), rp_filter)?;
-            }
-            Ok(())
+            set_for_interfaces("ipv4", &[("rp_filter", rp_filter)])
         })
     }
+
+    /// No waiting for duplicates of addresses, no looking for routers; no IPv6 at all where it is not wanted.
+    fn configure_ipv6(&self, options: Options) -> Result<()> {
+        if !options.families.contains(&Family::V6) {
+            return set("net/ipv6/conf/all/disable_ipv6", "1");
+        }
+        if self.role != Role::Host {
+            set("net/ipv6/conf/all/forwarding", "1")?;
+        }
+        set_for_interfaces("ipv6", &[("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0")])
+    }
+}
+
+/// Sets parameters of every interface in the current network namespace, and of those that will come.
+fn set_for_interfaces(protocol: &str, parameters: &[(&str, &str)]) -> Result<()> {
+    let folder = format!("/proc/sys/net/{protocol}/conf");
+    for interface in fs::read_dir(&folder).context(folder)? {
+        let interface = interface?.file_name();
+        for (parameter, value) in parameters {
+            set(&format!("net/{protocol}/conf/{}/{parameter}", interface.to_string_lossy()), value)?;
+        }
+    }
+    Ok(())
 }
 
 fn batch(ip: &mut Command, commands: &[String]) -> Result<()> {

@@ -10,7 +10,7 @@ use lb_userspace::dataplane::Pins;
 use viaduct_tests::Protocol::Tcp;
 use viaduct_tests::deadline::SYNC;
 use viaduct_tests::{
-    EndpointSliceManifest, Lab, Node, ServiceManifest, Topology, agent, bulk_http, http_get, needs_root, wait_until,
+    EndpointSliceManifest, Lab, ServiceManifest, Topology, agent, bulk_http, http_get, needs_root, wait_until,
 };
 
 /// One node with a client and a backend behind 10.96.0.10:80.
@@ -28,12 +28,6 @@ fn error_of(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(!output.status.success(), "it succeeded: {output:?}");
     String::from_utf8(output.stderr).unwrap()
-}
-
-fn viaduct(node: &Node) -> Command {
-    let mut command = node.namespace().command(agent::binary().unwrap());
-    command.env_remove("RUST_BACKTRACE");
-    command
 }
 
 const GOOD: &str = "
@@ -142,13 +136,13 @@ fn cleanup_removes_everything_and_says_what() {
     let agent = node.start_agent().unwrap();
     http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).unwrap();
 
-    let refused = error_of(viaduct(node).arg("cleanup").arg("--bpffs").arg(node.bpffs()));
+    let refused = error_of(node.viaduct_command().unwrap().arg("cleanup").arg("--bpffs").arg(node.bpffs()));
     assert!(refused.starts_with(&format!("error: an agent (pid {}) works on ", agent.pid())), "{refused}");
     assert!(refused.contains("stop it first"), "{refused}");
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 4, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 9, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 21, "{removed}");
     assert_eq!(removed.matches("removed program ").count(), 2, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();
@@ -179,7 +173,7 @@ fn maps_of_another_size_or_layout_are_named_with_the_remedy() {
     assert!(error.contains("viaduct cleanup"), "{error}");
 
     fs::rename(Pins::new(node.bpffs()).layout(), node.bpffs().join("v999")).unwrap();
-    let error = error_of(viaduct(node).args(["service", "list", "--bpffs"]).arg(node.bpffs()));
+    let error = error_of(node.viaduct_command().unwrap().args(["service", "list", "--bpffs"]).arg(node.bpffs()));
     assert!(error.starts_with("error: layout mismatch: the maps in "), "{error}");
     assert!(error.contains("have layout 999, this viaduct reads layout 2"), "{error}");
 }
@@ -190,15 +184,17 @@ fn errors_say_what_is_missing_and_how_to_get_it() {
     let lab = lab();
     let node = lab.node("node1");
     for arguments in [&["service", "list"][..], &["backend", "list"], &["flow", "list"], &["status"]] {
-        let nothing = error_of(viaduct(node).args(arguments).args(["--bpffs", "/sys/fs/bpf/there-is-no-such-folder"]));
+        let nothing = error_of(
+            node.viaduct_command().unwrap().args(arguments).args(["--bpffs", "/sys/fs/bpf/there-is-no-such-folder"]),
+        );
         assert!(nothing.contains("no datapath is pinned in /sys/fs/bpf/there-is-no-such-folder: start"), "{nothing}");
-        let no_bpffs = error_of(viaduct(node).args(arguments).args(["--bpffs", "/tmp/not-a-bpffs"]));
+        let no_bpffs = error_of(node.viaduct_command().unwrap().args(arguments).args(["--bpffs", "/tmp/not-a-bpffs"]));
         assert!(no_bpffs.contains("/tmp/not-a-bpffs is not on a BPF file system: run `mount -t bpf"), "{no_bpffs}");
         let no_root = error_of(viaduct_as_nobody(&lab).args(arguments));
         assert!(no_root.contains("viaduct needs root"), "{no_root}");
     }
     let arguments = ["agent", "--manifests", "/tmp", "--bpffs", "/tmp/not-a-bpffs"];
-    assert!(error_of(viaduct(node).args(arguments)).contains("is not on a BPF file system"));
+    assert!(error_of(node.viaduct_command().unwrap().args(arguments)).contains("is not on a BPF file system"));
     assert!(error_of(viaduct_as_nobody(&lab).args(arguments)).contains("viaduct needs root"));
     for (flags, expected) in [
         (["--manifests", "/tmp/there-is-no-such-folder"], "/tmp/there-is-no-such-folder: is not a folder: create it"),
@@ -210,7 +206,7 @@ fn errors_say_what_is_missing_and_how_to_get_it() {
         (["--mark", "3"], "give one bit of 32"),
         (["--max-slots", "1000"], "give a power of two"),
     ] {
-        let mut command = viaduct(node);
+        let mut command = node.viaduct_command().unwrap();
         command.args(["agent", "--bpffs"]).arg(node.bpffs()).args(flags);
         if flags[0] != "--manifests" {
             command.args(["--manifests", "/tmp"]);
@@ -265,7 +261,9 @@ fn cleanup_touches_nothing_that_is_not_on_a_bpf_file_system() {
     let lab = lab();
     let data = lab.directory().join("app/v2/data");
     fs::create_dir_all(&data).unwrap();
-    let refused = error_of(viaduct(lab.node("node1")).arg("cleanup").arg("--bpffs").arg(lab.directory().join("app")));
+    let refused = error_of(
+        lab.node("node1").viaduct_command().unwrap().arg("cleanup").arg("--bpffs").arg(lab.directory().join("app")),
+    );
     assert!(refused.contains("is not on a BPF file system"), "{refused}");
     assert!(data.exists());
 }
@@ -294,7 +292,7 @@ fn an_emptied_file_or_folder_takes_no_service_away_but_a_deleted_file_does() {
     bulk_http(client, web, 20, 2).assert_no_errors();
 
     agent.kill9().unwrap();
-    let mut command = viaduct(node);
+    let mut command = node.viaduct_command().unwrap();
     command.args(["agent", "--pod-interfaces", "veth*", "--max-flows", "65536", "--manifests"]);
     let log = lab.directory().join("unready.log");
     command.arg(lab.manifests().path()).arg("--bpffs").arg(node.bpffs()).stderr(fs::File::create(&log).unwrap());
@@ -319,7 +317,7 @@ fn a_log_that_cannot_be_written_does_not_stop_the_agent() {
     let lab = lab();
     let _server = lab.pod("backend").http_server(8080).unwrap();
     let node = lab.node("node1");
-    let mut command = viaduct(node);
+    let mut command = node.viaduct_command().unwrap();
     command.args(["agent", "--max-flows", "65536", "--manifests"]).arg(lab.manifests().path());
     command.arg("--bpffs").arg(node.bpffs()).stderr(fs::File::create("/dev/full").unwrap());
     let mut agent = command.spawn().unwrap();

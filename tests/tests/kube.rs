@@ -3,13 +3,14 @@
 #![cfg(test)]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use lb_userspace::dataplane::{Maps, Pins};
+use lb_userspace::plan::Frontend;
 use viaduct_tests::Protocol::Tcp;
 use viaduct_tests::apiserver::{Cut, Kind, Pace};
 use viaduct_tests::deadline::SYNC;
@@ -135,21 +136,18 @@ impl Cluster {
 }
 
 /// What the maps say, with ids resolved: frontend -> name of the Service, and the backend in each slot.
-fn served(maps: &Maps) -> BTreeMap<SocketAddrV4, (String, Vec<SocketAddrV4>)> {
+fn served(maps: &Maps) -> BTreeMap<SocketAddr, (String, Vec<SocketAddr>)> {
     let names = maps.names().unwrap();
-    let backend = |id: &u32| {
-        let backend = maps.backend(*id).unwrap();
-        SocketAddrV4::new(backend.address.into(), backend.port)
-    };
-    let entry = |(key, id): (lb_common::abi::FrontendKey4, u32)| {
+    let backend = |id: &u32| maps.v4.backend(*id).unwrap().unwrap().address;
+    let entry = |(frontend, id): (Frontend, u32)| {
         let name = names.get(&id).and_then(|name| name.service.as_str()).unwrap_or("?").to_owned();
-        let slots = maps.slots(maps.slots_of(id)).iter().map(backend).collect();
-        (SocketAddrV4::new(Ipv4Addr::from(key.address), key.port), (name, slots))
+        let slots = maps.slots(maps.service_port(id).slots).iter().map(backend).collect();
+        (SocketAddr::new(frontend.address, frontend.port), (name, slots))
     };
     maps.frontends().unwrap().into_iter().map(entry).collect()
 }
 
-fn distinct(slots: &[SocketAddrV4]) -> usize {
+fn distinct(slots: &[SocketAddr]) -> usize {
     slots.iter().collect::<std::collections::BTreeSet<_>>().len()
 }
 

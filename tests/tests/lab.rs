@@ -10,19 +10,20 @@ use std::time::{Duration, Instant};
 
 use viaduct_tests::lab::LabBuilder;
 use viaduct_tests::reaper::remains;
-use viaduct_tests::{HttpConnection, Lab, Topology, bulk_http, bulk_udp, http_get, needs_root, wait_until};
+use viaduct_tests::{Family, HttpConnection, Lab, Topology, bulk_http, bulk_udp, http_get, needs_root, wait_until};
 
 fn two_nodes(topology: Topology) -> LabBuilder {
     Lab::builder().node("node1", topology, ["a1", "a2"]).node("node2", topology, ["b1", "b2"]).outside().pcap(false)
 }
 
-/// TCP and UDP, small and large, from `a1` and the outside client to pods on both nodes.
+/// TCP and UDP, small and large, of every family of the lab, from `a1` and the outside client to pods on both nodes.
 fn assert_everything_is_reachable(lab: &Lab) {
     let (a1, outside) = (lab.pod("a1"), lab.outside());
-    for name in ["a2", "b1"] {
+    for (name, &family) in ["a2", "b1"].into_iter().flat_map(|name| lab.families().iter().map(move |of| (name, of))) {
         let pod = lab.pod(name);
-        let (http, udp) = (pod.http_server(8080).unwrap(), pod.udp_server(5353).unwrap());
-        for (from, address) in [(a1.namespace(), a1.address()), (outside.namespace(), outside.address())] {
+        let (http, udp) = (pod.http_server_of(family, 8080).unwrap(), pod.udp_server_of(family, 5353).unwrap());
+        let clients = [(a1.namespace(), a1.address_of(family)), (outside.namespace(), outside.address_of(family))];
+        for (from, address) in clients {
             let answer = http_get(from, http.address()).unwrap();
             assert_eq!((answer.backend.as_str(), answer.peer_seen), (name, answer.client));
             assert_eq!(answer.peer_seen.ip(), address);
@@ -68,6 +69,41 @@ fn pods_reach_pods_without_checksum_offload_and_with_strict_reverse_path_filters
 }
 
 #[test]
+fn labs_of_one_family_have_nothing_of_the_other() {
+    needs_root!();
+    for (family, other) in [(Family::V4, "-6"), (Family::V6, "-4")] {
+        let families: &[Family] = if family == Family::V4 { &[Family::V4] } else { &[Family::V6] };
+        for topology in [Topology::Routed, Topology::Bridge] {
+            let lab = two_nodes(topology).families(families).build().unwrap();
+            assert_eq!(Family::of(lab.pod("a1").address()), family);
+            assert_everything_is_reachable(&lab);
+            for namespace in [lab.node("node1").namespace(), lab.pod("a1").namespace(), lab.fabric()] {
+                let addresses = namespace.ip(&format!("{other} -brief address show scope global")).unwrap();
+                assert_eq!(addresses, "", "{}", namespace.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn nodes_are_objects_with_an_address_of_each_family_and_any_of_them_reaches_the_api_server() {
+    needs_root!();
+    for families in [&[Family::V4, Family::V6][..], &[Family::V6]] {
+        let lab = two_nodes(Topology::Routed).families(families).api().build().unwrap();
+        let node = lab.node("node2");
+        let internal: Vec<_> = families.iter().map(|&family| node.address_of(family).to_string()).collect();
+        let object = node.object();
+        let listed = object["status"]["addresses"].as_array().unwrap().iter();
+        let listed: Vec<_> =
+            listed.filter(|item| item["type"] == "InternalIP").map(|item| item["address"].as_str().unwrap()).collect();
+        assert_eq!(listed, internal);
+        let url = format!("{}/healthz", lab.api().url());
+        let curl = lab.pod("b1").namespace().command("curl").args(["-sSk", &url]).output().unwrap();
+        assert!(curl.status.success(), "{}", String::from_utf8_lossy(&curl.stderr));
+    }
+}
+
+#[test]
 fn topologies_mix() {
     needs_root!();
     let lab = Lab::builder().node("node1", Topology::Routed, ["a1", "a2"]).node("node2", Topology::Bridge, ["b1"]);
@@ -91,9 +127,10 @@ fn pods_come_and_go_in_a_running_lab() {
 fn a_fixed_address_is_the_pods_address() {
     needs_root!();
     let address = "10.244.1.77".parse().unwrap();
-    let lab = two_nodes(Topology::Routed).fixed_address("a2", address).build().unwrap();
+    let six = "fd00:10:244:1::66".parse().unwrap();
+    let lab = two_nodes(Topology::Routed).fixed_address("a2", address).fixed_address("a2", six).build().unwrap();
     let server = lab.pod("a2").http_server(80).unwrap();
-    assert_eq!(server.address().ip(), address);
+    assert_eq!((server.address().ip(), lab.pod("a2").address_of(Family::V6)), (address, six));
     assert_eq!(http_get(lab.pod("b1").namespace(), server.address()).unwrap().backend, "a2");
 }
 

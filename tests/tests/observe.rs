@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use viaduct_tests::Protocol::Tcp;
 use viaduct_tests::deadline::{EXCHANGE, SYNC, scaled};
 use viaduct_tests::{
-    EndpointSliceManifest, Lab, Node, ServiceManifest, Topology, agent, bulk_http, http_get, needs_root, wait_until,
+    EndpointSliceManifest, Lab, Node, ServiceManifest, Topology, bulk_http, http_get, needs_root, wait_until,
 };
 
 const HEALTHZ: &str = "127.0.0.1:10256";
@@ -93,12 +92,6 @@ fn series(text: &str, name: &str) -> f64 {
     value.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
 }
 
-fn viaduct(node: &Node) -> Command {
-    let mut command = node.namespace().command(agent::binary().unwrap());
-    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
-    command
-}
-
 #[test]
 fn every_metric_has_a_help_line_and_says_what_happened() {
     needs_root!();
@@ -131,7 +124,7 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
         ("viaduct_map_entries{map=\"BACKENDS_4\"}", 1.0),
         ("viaduct_map_max_entries{map=\"FLOWS_4\"}", 65536.0),
         ("viaduct_map_entries{map=\"FLOWS_4\"}", 20.0),
-        ("viaduct_dropped_packets_total{reason=\"hairpin\"}", 0.0),
+        ("viaduct_dropped_packets_total{reason=\"land\"}", 0.0),
         ("kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}", 0.0),
         ("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.001\"}", f64::NAN),
         ("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"16.384\"}", f64::NAN),
@@ -331,7 +324,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
     )
     .unwrap();
     let show = |arguments: &[&str]| {
-        let mut command = viaduct(node);
+        let mut command = node.viaduct_command().unwrap();
         command
             .env("RUST_LOG", "debug")
             .args(["config", "show", "--config", path, "--max-backends", "2000"])
@@ -354,7 +347,13 @@ fn flags_win_over_environment_over_file_over_defaults() {
     // What it prints is a file that means the same.
     let again = lab.directory().join("again.yaml");
     fs::write(&again, show(&["-o", "yaml"])).unwrap();
-    let output = viaduct(node).args(["config", "show", "-o", "yaml", "--config"]).arg(&again).output().unwrap();
+    let output = node
+        .viaduct_command()
+        .unwrap()
+        .args(["config", "show", "-o", "yaml", "--config"])
+        .arg(&again)
+        .output()
+        .unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), fs::read_to_string(&again).unwrap());
 
     // The agent agrees.
@@ -377,7 +376,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
     ] {
         fs::write(&file, text).unwrap();
         for arguments in [&["agent"][..], &["config", "show"]] {
-            let output = viaduct(node).args(arguments).args(["--config", path]).output().unwrap();
+            let output = node.viaduct_command().unwrap().args(arguments).args(["--config", path]).output().unwrap();
             let error = String::from_utf8(output.stderr).unwrap();
             assert!(error.starts_with("error: ") && error.contains(expected), "{error}");
             assert_eq!((output.status.code(), error.lines().count(), output.stdout.len()), (Some(1), 1, 0), "{error}");

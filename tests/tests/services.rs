@@ -246,8 +246,9 @@ fn a_long_lived_connection_moves_data_during_a_thousand_updates() {
 
 /// The port of the changing endpoint, of which there is one at a time.
 fn newest_backend_port(maps: &Maps) -> Option<u16> {
-    let active = (0..64).filter_map(|id| maps.backend(id).ok()).filter(|backend| backend.state == BackendState::Active);
-    let changing: Vec<_> = active.map(|backend| backend.port).filter(|&port| port >= 10_000).collect();
+    let active =
+        (0..64).filter_map(|id| maps.v4.backend(id).ok()?).filter(|backend| backend.state == BackendState::Active);
+    let changing: Vec<_> = active.map(|backend| backend.address.port()).filter(|&port| port >= 10_000).collect();
     (changing.len() == 1).then(|| changing[0])
 }
 
@@ -356,5 +357,5 @@ fn traffic_that_is_for_no_service_is_not_touched() {
         tally.assert_no_errors();
         assert_eq!(tally.counts([backend]), [50]);
     }
-    assert_eq!(maps(cluster.lab.node("node1")).flows().unwrap(), [], "and leaves no flow");
+    assert_eq!(maps(cluster.lab.node("node1")).v4.flows.entries().unwrap(), [], "and leaves no flow");
 }

@@ -3,6 +3,7 @@
 mod image;
 mod kernels;
 mod manifests;
+mod packages;
 mod setup;
 mod suite;
 mod tally;

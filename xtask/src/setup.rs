@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xtask::toolchain::{Survey, cargo_home, scrub};
 
-use crate::workspace;
+use crate::{packages, workspace};
 
 /// The LLVM that the distribution's compiler and the linker we build share.
 const LLVM: u32 = 22;
@@ -28,6 +28,8 @@ pub(crate) enum Need {
     Object,
     /// Run the lab: tests and demo in network namespaces.
     Lab,
+    /// Run real programs through services in the lab.
+    Programs,
     /// Boot other kernels.
     Kernels,
     /// Lint the BPF programs.
@@ -39,8 +41,8 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Object, Self::Lab, Self::Kernels, Self::Lint, Self::Manifests, Self::Image];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Object, Self::Lab, Self::Programs, Self::Kernels, Self::Lint, Self::Manifests, Self::Image];
 }
 
 /// A program that we run, the Debian package it comes in, and what for.
@@ -55,6 +57,15 @@ const LAB: [Program; 8] = [
     ("kubectl", "kubernetes-client", "reads the lab's API server as people do"),
     ("faketime", "faketime", "lets the clock of an agent jump"),
     ("nft", "nftables", "rules as kube-proxy has them, to migrate from"),
+];
+const PROGRAMS: [Program; 7] = [
+    ("nginx", "nginx", "serves files to curl in a test"),
+    ("dnsmasq", "dnsmasq-base", "answers dig in a test"),
+    ("dig", "bind9-dnsutils", "asks a DNS server in a test"),
+    ("redis-server", "redis-server", "answers redis-benchmark in a test"),
+    ("redis-benchmark", "redis-tools", "asks a Redis server in a test"),
+    ("iperf3", "iperf3", "sends as much as it can in a test"),
+    ("traceroute", "traceroute", "shows the way to a service in a test"),
 ];
 const KERNELS: [Program; 4] = [
     ("qemu-system-x86_64", "qemu-system-x86", "boots the other kernels"),
@@ -161,6 +172,9 @@ fn missing(needs: &[Need]) -> Result<BTreeSet<Missing>> {
             missing.insert(Missing::Bpffs);
         }
     }
+    if needs.contains(&Need::Programs) {
+        missing.extend(programs(&PROGRAMS, |_| true));
+    }
     if needs.contains(&Need::Kernels) {
         missing.extend(programs(&KERNELS, |path| !path.ends_with("busybox") || is_static(path)));
     }
@@ -246,26 +260,9 @@ fn install_packages(wanted: &BTreeSet<Missing>) -> Result<()> {
     if !is_root() {
         bail!("packages are missing and only root can install them: sudo {by_hand}{rustup}");
     }
-    update_lists()?;
+    packages::update_lists()?;
     println!("setup: {by_hand}");
-    workspace::run(apt_get("install").args(["-y", "--no-install-recommends"]).args(&names))
-        .with_context(|| format!("apt-get could not install {}{rustup}", names.join(" ")))
-}
-
-/// Fetches the package lists. A third party's list that cannot be had is no reason to stop.
-pub(crate) fn update_lists() -> Result<()> {
-    println!("setup: apt-get update");
-    let status = apt_get("update").status().context("cannot run apt-get")?;
-    if !status.success() {
-        println!("setup: apt-get update failed ({status}); going on with the package lists that are there");
-    }
-    Ok(())
-}
-
-fn apt_get(subcommand: &str) -> Command {
-    let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300", subcommand]);
-    command
+    packages::install(&names).with_context(|| format!("apt-get could not install {}{rustup}", names.join(" ")))
 }
 
 fn install_linker() -> Result<()> {

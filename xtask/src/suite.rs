@@ -38,7 +38,7 @@ impl Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut needs = vec![Need::Object, Need::Lab];
     if options.filter.is_none() {
-        needs.extend([Need::Lint, Need::Manifests, Need::Image]);
+        needs.extend([Need::Lint, Need::Programs, Need::Manifests, Need::Image]);
     }
     if options.boots_kernels() {
         needs.push(Need::Kernels);

@@ -14,6 +14,10 @@ pub enum Hook {
     FromPod = 0,
     /// TC egress of the same interface: the packet is about to reach the pod.
     ToPod = 1,
+    /// As [`Hook::FromPod`], and goes back out of the same interface: the pod has dialled itself.
+    Hairpin = 2,
+    /// The replies to that, which the same pod has sent as well.
+    HairpinReply = 3,
 }
 
 /// Value of `FLOWS_4` and `FLOWS_6`: what a packet that carries the key's tuple becomes.

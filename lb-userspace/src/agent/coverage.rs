@@ -2,24 +2,28 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::Result;
 use tracing::{error, info};
 
 use super::{Observed, gauge};
 use crate::dataplane::attach::{self, Mechanism};
-use crate::dataplane::{Object, Pins};
-use crate::interfaces::Names;
+use crate::dataplane::{Object, Pins, PodInterfaces};
+use crate::interfaces::Present;
 
 pub(super) struct Coverage {
     object: Object,
     pins: Pins,
     mechanism: Mechanism,
-    covered: Names,
+    /// What the programs know of interfaces.
+    known: PodInterfaces,
+    covered: Present,
     observed: Observed,
 }
 
 impl Coverage {
-    pub(super) fn new(object: Object, pins: Pins, observed: Observed) -> Self {
-        Self { object, pins, mechanism: Mechanism::of_this_kernel(), covered: Names::new(), observed }
+    pub(super) fn new(object: Object, pins: Pins, observed: Observed) -> Result<Self> {
+        let known = PodInterfaces::open(&pins)?;
+        Ok(Self { object, pins, mechanism: Mechanism::of_this_kernel(), known, covered: Present::new(), observed })
     }
 
     /// How many interfaces have the programs.
@@ -33,7 +37,7 @@ impl Coverage {
     }
 
     /// Attaches the programs to interfaces that have come, and forgets those that have gone.
-    pub(super) fn cover(&mut self, present: Names) {
+    pub(super) fn cover(&mut self, present: Present) {
         let namespace = match attach::own_namespace() {
             Ok(namespace) => namespace,
             Err(error) => return error!("{error:#}"),
@@ -42,22 +46,27 @@ impl Coverage {
         let known: BTreeSet<u32> = pinned.map(|(_, pin)| pin.index).chain(self.covered.keys().copied()).collect();
         let gone: Vec<u32> = known.into_iter().filter(|index| !present.contains_key(index)).collect();
         for index in gone {
-            let name = self.covered.remove(&index).unwrap_or_default();
+            let name = self.covered.remove(&index).map(|interface| interface.name).unwrap_or_default();
             match attach::forget(&self.pins, index) {
                 Ok(()) => info!(interface = name, index, "interface forgotten"),
                 Err(error) => error!(interface = name, index, "{error:#}"),
             }
         }
-        for (index, name) in present {
+        // Before the programs, which look into it.
+        if let Err(error) = self.known.set(&present) {
+            error!("{error:#}");
+        }
+        for (index, interface) in present {
+            let name = interface.name.clone();
             // What the pins say counts, not what this process remembers: somebody may have removed them.
             let is_pinned = attach::is_attached(&self.pins, self.mechanism, index).unwrap_or(false);
-            if is_pinned && self.covered.get(&index) == Some(&name) {
+            if is_pinned && self.covered.get(&index).is_some_and(|covered| covered.name == name) {
                 continue;
             }
             match attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name) {
                 Ok(true) => {
                     info!(interface = name, index, mechanism = self.mechanism.name(), "programs attached");
-                    self.covered.insert(index, name);
+                    self.covered.insert(index, interface);
                 }
                 Ok(false) => {}
                 // Tried again whenever interfaces are listed.

@@ -37,9 +37,6 @@ use services::Services;
 /// How often the loop goes round without anything to do.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// What the maps can hold.
-const FAMILIES: &[Family] = &[Family::V4];
-
 /// What an agent is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -51,6 +48,8 @@ pub struct Options {
     pub source: Source,
     /// Names of interfaces that lead to pods, with `*` and `?`.
     pub pod_interfaces: Vec<String>,
+    /// The IP families that are served.
+    pub families: Vec<Family>,
     /// Sizes of the maps.
     pub sizes: Sizes,
     /// Settings of the programs.
@@ -116,8 +115,8 @@ async fn serve(options: Options) -> Result<()> {
 
     let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
     object.pin(&options.pins)?;
-    let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options.node, observed.clone())?;
-    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone());
+    let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options, observed.clone())?;
+    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone())?;
 
     input.read(&mut services);
     services.apply();
@@ -155,8 +154,8 @@ struct Observed {
 impl Observed {
     /// Starts the servers.
     fn new(options: &Options) -> Result<Self> {
-        let health = Arc::new(Health::new(FAMILIES));
-        let metrics = Metrics::new(FAMILIES, options.pins.clone()).context("cannot register the metrics")?;
+        let health = Arc::new(Health::new(&options.families));
+        let metrics = Metrics::new(&options.families, options.pins.clone()).context("cannot register the metrics")?;
         // An API server tells whether the node may have traffic.
         health.node(matches!(options.source, Source::Manifests(_)));
         let observed = Self { health, metrics: Arc::new(metrics) };

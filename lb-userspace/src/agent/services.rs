@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tracing::info;
 
 use super::problems::{About, Problems};
-use super::{FAMILIES, Observed, gauge};
+use super::{Observed, Options, gauge};
 use crate::dataplane::{Maps, give_memory_back, wait_for_grace_period};
 use crate::model::{self, EndpointSlice, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
@@ -39,8 +39,10 @@ pub(super) struct Services {
     retry: Duration,
     /// Changes of endpoints that the maps do not show yet.
     waiting: Vec<Waiting>,
-    /// Service ports of policy Local without endpoints on this node.
-    without_local: BTreeMap<ObjectName, u32>,
+    /// The IP families that are served.
+    families: Vec<Family>,
+    /// Service ports of policy Local without endpoints on this node, of each of these families.
+    without_local: BTreeMap<ObjectName, Vec<u32>>,
     started: SystemTime,
     observed: Observed,
 }
@@ -54,10 +56,10 @@ struct Waiting {
 
 impl Services {
     /// Goes on from what the maps hold.
-    pub(super) fn adopt(maps: Maps, node: &str, observed: Observed) -> Result<Self> {
+    pub(super) fn adopt(maps: Maps, options: &Options, observed: Observed) -> Result<Self> {
         let state = adopt(&maps)?;
         let mut model = Model::default();
-        model.set_node(Node { name: node.into(), zone: None });
+        model.set_node(Node { name: options.node.as_str().into(), zone: None });
         Ok(Self {
             model,
             problems: Problems::default(),
@@ -70,6 +72,7 @@ impl Services {
             retry_at: None,
             retry: FIRST_RETRY,
             waiting: Vec::new(),
+            families: options.families.clone(),
             without_local: BTreeMap::new(),
             started: SystemTime::now(),
             observed,
@@ -117,7 +120,7 @@ impl Services {
         if self.synced {
             self.waiting.push(Waiting {
                 received,
-                triggered: slice.filter(|(family, at)| FAMILIES.contains(family) && *at > self.started),
+                triggered: slice.filter(|(family, at)| self.families.contains(family) && *at > self.started),
             });
         }
     }
@@ -201,11 +204,14 @@ impl Services {
                 metrics.network_programmed(family, at.elapsed().unwrap_or_default());
             }
         }
-        metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, self.without_local.values().sum());
+        for (index, &family) in self.families.iter().enumerate() {
+            let count = self.without_local.values().map(|counts| counts[index]).sum();
+            metrics.no_local_endpoints(TrafficPolicy::Internal, family, count);
+        }
     }
 
     fn observe_usage(&self) {
-        for (map, used, size) in self.state.usage() {
+        for (map, used, size) in self.state.usage(&self.families) {
             self.observed.metrics.map_usage(map, used, size);
         }
     }
@@ -220,16 +226,27 @@ impl Services {
     fn plan(&mut self, services: &BTreeSet<ObjectName>) -> Plan {
         let mut plan = Plan::default();
         for service in services {
-            let part = plan_service(&self.model, service);
-            let without_local = part.service_ports.iter().filter(|(name, port)| {
-                (name.family, name.endpoints) == (Family::V4, model::TrafficPolicy::Local) && port.backends.is_empty()
+            let mut part = plan_service(&self.model, service);
+            let mut problems: Vec<_> = part.problems.iter().map(ToString::to_string).collect();
+            let planned = part.service_ports.len();
+            part.service_ports.retain(|name, _| self.families.contains(&name.family));
+            if planned > 0 && part.service_ports.is_empty() {
+                problems.push(format!(
+                    "Service {service}: spec.ipFamilies: none of them is among this agent's --ip-families"
+                ));
+            }
+            let without_local = self.families.iter().map(|&family| {
+                let ports = part.service_ports.iter().filter(|(name, port)| {
+                    (name.family, name.endpoints) == (family, model::TrafficPolicy::Local) && port.backends.is_empty()
+                });
+                u32::try_from(ports.count()).unwrap_or(u32::MAX)
             });
-            match u32::try_from(without_local.count()).unwrap_or(u32::MAX) {
-                0 => self.without_local.remove(service),
-                count => self.without_local.insert(service.clone(), count),
+            let without_local: Vec<_> = without_local.collect();
+            match without_local.iter().any(|&count| count > 0) {
+                false => self.without_local.remove(service),
+                true => self.without_local.insert(service.clone(), without_local),
             };
             plan.service_ports.extend(part.service_ports);
-            let problems = part.problems.iter().map(ToString::to_string).collect();
             self.problems.set(About::Plan(service.clone()), problems);
         }
         plan

@@ -1,17 +1,19 @@
 //! `viaduct agent`. Its flags are the options of a configuration file too, see [`crate::config`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
+use k8s_openapi::jiff::SignedDuration;
+use lb_common::abi::{Family, IdleTimes};
 use lb_common::hash::DEFAULT_SEED;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::agent::{self, Options, Source};
 use crate::config::{Configuration, number};
-use crate::dataplane::{Handover, Pins, Settings, Sizes};
+use crate::dataplane::{Handover, Pins, Settings, Sizes, UnservedPorts};
 use crate::source::kube;
 use crate::state::Limits;
 
@@ -44,16 +46,22 @@ pub(super) struct Arguments {
     /// Seed of backend selection. All nodes of a cluster must have the same.
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_SEED, value_parser = number)]
     selection_seed: u64,
-    /// Entries of the flow table: two for each connection, 128 bytes each.
+    /// IP families to serve. The maps of one that is left out take next to no memory.
+    #[arg(long, value_name = "FAMILIES", value_delimiter = ',', default_value = "IPv4,IPv6", value_parser = ip_family)]
+    ip_families: Vec<Family>,
+    /// Entries of the flow table of each IP family: two for each connection, 128 bytes each, 176 of IPv6.
     #[arg(long, value_name = "NUMBER", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     max_flows: u32,
-    /// Frontends (address, port and protocol) that this node can serve.
+    /// Clients of each IP family that stay with their backend by session affinity, one for each service port that they dial.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    max_affinity: u32,
+    /// Frontends (address, port and protocol) of each IP family that this node can serve.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_frontends: u32,
     /// Service ports that this node can serve.
     #[arg(long, value_name = "NUMBER", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_service_ports: u32,
-    /// Backends of all services together.
+    /// Backends of all services together, of each IP family.
     #[arg(long, value_name = "NUMBER", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_backends: u32,
     /// Slots of all services together, a power of two: 4 bytes each, 512 for a service with four backends.
@@ -62,6 +70,30 @@ pub(super) struct Arguments {
     /// How connections live on while a node changes between kube-proxy and Viaduct.
     #[arg(long, value_enum, default_value_t = Handover::None)]
     handover: Handover,
+    /// Whether virtual addresses of services with backends answer ICMP echo requests (ping) of pods.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    answer_echo: bool,
+    /// What becomes of packets to ports that a service's virtual address does not serve.
+    #[arg(long, value_enum, default_value_t = UnservedPorts::Pass)]
+    unserved_ports: UnservedPorts,
+    /// How many refusals (TCP resets, ICMP errors) are sent each second, on each CPU to the pods of a few interfaces.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    refusals_per_second: u32,
+    /// From where a pod sees the connections that it makes to itself through a service: one address of each IP family.
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',', default_value = "169.254.109.1,fd00:7669:6164:7563:7400::1", value_parser = hairpin_address)]
+    hairpin_addresses: Vec<IpAddr>,
+    /// How long an established TCP connection may be idle.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = idle_time)]
+    conntrack_tcp_timeout_established: u64,
+    /// How long a TCP connection may be idle that one side has closed.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = idle_time)]
+    conntrack_tcp_timeout_close_wait: u64,
+    /// How long a UDP flow may be idle that was never answered.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = idle_time)]
+    conntrack_udp_timeout: u64,
+    /// How long a UDP flow may be idle that was answered.
+    #[arg(long, value_name = "DURATION", default_value = "3m", value_parser = idle_time)]
+    conntrack_udp_timeout_stream: u64,
     /// Address and port of /healthz and /livez, for load balancers and kubelet; empty for none.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256", value_parser = bind_address)]
     healthz_bind_address: BindAddress,
@@ -90,11 +122,13 @@ type BindAddress = Option<SocketAddr>;
 impl Arguments {
     pub(super) fn run(self, pins: Pins, configuration: Configuration) -> Result<()> {
         self.start_logging()?;
+        let settings = self.settings(&configuration)?;
         agent::run(Options {
             pins,
             source: self.source(&configuration)?,
             node: node_name(self.hostname_override)?,
             pod_interfaces: self.pod_interfaces,
+            families: Family::ALL.into_iter().filter(|family| self.ip_families.contains(family)).collect(),
             sizes: Sizes {
                 limits: Limits {
                     frontends: self.max_frontends,
@@ -103,16 +137,51 @@ impl Arguments {
                     slots: self.max_slots,
                 },
                 flows: self.max_flows,
+                affinity: self.max_affinity,
+                unserved: Family::ALL.into_iter().find(|family| !self.ip_families.contains(family)),
             },
-            settings: Settings { seed: self.selection_seed, mark: self.mark, handover: self.handover },
+            settings,
             healthz_bind_address: self.healthz_bind_address,
             metrics_bind_address: self.metrics_bind_address,
             configuration,
         })
     }
 
+    /// Whether the options make sense together.
+    pub(super) fn check(&self, configuration: &Configuration) -> Result<()> {
+        self.settings(configuration)?;
+        self.source(configuration)?;
+        Ok(())
+    }
+
+    fn settings(&self, configuration: &Configuration) -> Result<Settings> {
+        let hairpin = match self.hairpin_addresses[..] {
+            [IpAddr::V4(v4), IpAddr::V6(v6)] | [IpAddr::V6(v6), IpAddr::V4(v4)] => (v4, v6),
+            _ => bail!(
+                "{}: give one IPv4 and one IPv6 address, such as 169.254.109.1,fd00:7669:6164:7563:7400::1",
+                configuration.shown("hairpinAddresses")
+            ),
+        };
+        Ok(Settings {
+            seed: self.selection_seed,
+            mark: self.mark,
+            handover: self.handover,
+            answer_echo: self.answer_echo,
+            unserved_ports: self.unserved_ports,
+            idle: IdleTimes {
+                tcp_established: self.conntrack_tcp_timeout_established,
+                tcp_half_closed: self.conntrack_tcp_timeout_close_wait,
+                unreplied: self.conntrack_udp_timeout,
+                udp: self.conntrack_udp_timeout_stream,
+                ..IdleTimes::DEFAULT
+            },
+            hairpin,
+            refusals_per_second: self.refusals_per_second,
+        })
+    }
+
     /// The one source that the options name.
-    pub(super) fn source(&self, configuration: &Configuration) -> Result<Source> {
+    fn source(&self, configuration: &Configuration) -> Result<Source> {
         let kube = kube::Options {
             kubeconfig: self.kubeconfig.clone(),
             server: self.server.clone(),
@@ -173,6 +242,36 @@ fn mark_bit(text: &str) -> Result<u32, String> {
     }
 }
 
+fn ip_family(text: &str) -> Result<Family, String> {
+    match text.trim() {
+        "IPv4" => Ok(Family::V4),
+        "IPv6" => Ok(Family::V6),
+        _ => Err("give IPv4, IPv6 or both".to_owned()),
+    }
+}
+
+/// An address that a packet may come from, and that is nobody's.
+fn hairpin_address(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.trim().parse().map_err(|_| "give an IP address, such as 169.254.109.1".to_owned())?;
+    let is_broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast {
+        return Err("give a unicast address that nobody has, such as 169.254.109.1".to_owned());
+    }
+    Ok(address)
+}
+
+/// Nanoseconds.
+fn idle_time(text: &str) -> Result<u64, String> {
+    const LONGEST: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+
+    match text.parse::<SignedDuration>() {
+        Ok(time) if (SignedDuration::from_secs(1)..=LONGEST).contains(&time) => {
+            Ok(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+        }
+        _ => Err("give a time from 1s to 87600h, such as 30s, 3m or 24h".to_owned()),
+    }
+}
+
 fn power_of_two(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(number) if number.is_power_of_two() && (1 << 10..=1 << 26).contains(&number) => Ok(number),
@@ -194,4 +293,76 @@ fn log_level(text: &str) -> Result<String, String> {
         return Err("give error, warn, info, debug or trace".to_owned());
     }
     Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn settings(flags: &str) -> Result<Settings> {
+        let words = ["agent"].into_iter().chain(flags.split_whitespace());
+        Command::try_parse_from(words)?.arguments.settings(&Configuration::default())
+    }
+
+    #[test]
+    fn without_flags_the_programs_are_told_the_defaults() {
+        assert_eq!(settings("").unwrap(), Settings { mark: 0x1000, ..Settings::default() });
+    }
+
+    #[test]
+    fn flags_reach_the_programs() {
+        let flags = "--mark 0 --answer-echo=false --unserved-ports refuse --refusals-per-second 5 \
+                     --hairpin-addresses fd00::1,192.0.2.1 --conntrack-tcp-timeout-established 1h30m \
+                     --conntrack-tcp-timeout-close-wait 90s --conntrack-udp-timeout 1s --conntrack-udp-timeout-stream 2m";
+        const SECOND: u64 = 1_000_000_000;
+        let idle = IdleTimes {
+            tcp_established: 5400 * SECOND,
+            tcp_half_closed: 90 * SECOND,
+            unreplied: SECOND,
+            udp: 120 * SECOND,
+            ..IdleTimes::DEFAULT
+        };
+        let expected = Settings {
+            answer_echo: false,
+            unserved_ports: UnservedPorts::Refuse,
+            refusals_per_second: 5,
+            hairpin: ("192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()),
+            idle,
+            ..Settings::default()
+        };
+        assert_eq!(settings(flags).unwrap(), expected);
+        assert!(settings("--answer-echo").unwrap().answer_echo);
+    }
+
+    #[test]
+    fn a_hairpin_address_is_needed_of_each_family_and_must_be_one_that_packets_come_from() {
+        for (flags, expected) in [
+            ("--hairpin-addresses 192.0.2.1", "hairpinAddresses: give one IPv4 and one IPv6 address, such as "),
+            (
+                "--hairpin-addresses 192.0.2.1,192.0.2.2",
+                "hairpinAddresses: give one IPv4 and one IPv6 address, such as ",
+            ),
+            (
+                "--hairpin-addresses ::1,192.0.2.1",
+                "error: invalid value '::1' for '--hairpin-addresses <ADDRESSES>': give a",
+            ),
+            ("--hairpin-addresses fd00::1,224.0.0.1", "error: invalid value '224.0.0.1' for '--hairpin-addresses"),
+            (
+                "--conntrack-udp-timeout 0s",
+                "error: invalid value '0s' for '--conntrack-udp-timeout <DURATION>': give a time",
+            ),
+            ("--conntrack-udp-timeout 1000000h", "error: invalid value '1000000h' for "),
+        ] {
+            let error = settings(flags).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{flags}: {error}");
+        }
+    }
 }

@@ -28,8 +28,7 @@ enum Format {
 
 impl ShowArguments {
     pub(super) fn show(&self, configuration: &Configuration) -> Result<()> {
-        // Together the options must make sense as well.
-        self.agent.source(configuration)?;
+        self.agent.check(configuration)?;
         match self.output {
             Format::Table => {
                 let cells = configuration.settings.iter().map(|setting| {

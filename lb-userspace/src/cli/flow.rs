@@ -1,12 +1,13 @@
 //! `viaduct flow list`.
 
-use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lb_common::abi::{Flow4, Hook};
-use lb_common::{Address4, Protocol, Tuple4};
+use lb_common::abi::{Flow, Hook};
+use lb_common::lifetime::Phase;
+use lb_common::{Address, Tuple};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -16,9 +17,9 @@ use crate::dataplane::Maps;
 #[derive(Debug, Serialize)]
 struct FlowRow {
     protocol: &'static str,
-    client: SocketAddrV4,
-    frontend: SocketAddrV4,
-    backend: SocketAddrV4,
+    client: SocketAddr,
+    frontend: SocketAddr,
+    backend: SocketAddr,
     /// `namespace/service:port`; empty when the service is gone.
     service: String,
     state: &'static str,
@@ -33,28 +34,8 @@ struct FlowRow {
 pub(super) fn list(maps: &Maps, format: Format) -> Result<()> {
     let labels = service::labels(&maps.names()?);
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
-    let flows: HashMap<Tuple4, Flow4> = maps.flows()?.into_iter().collect();
-    let mut rows: Vec<_> = flows
-        .iter()
-        .filter(|(_, flow)| flow.hook == Hook::FromPod)
-        .map(|(from, flow)| {
-            let mirror = flows.get(&flow.to.swap()).filter(|mirror| mirror.to == from.swap());
-            let last_seen = flow.last_seen.max(mirror.map_or(0, |mirror| mirror.last_seen));
-            FlowRow {
-                protocol: from.protocol.name(),
-                client: socket(from.source, from.source_port),
-                frontend: socket(from.destination, from.destination_port),
-                backend: socket(flow.to.destination, flow.to.destination_port),
-                service: labels.get(&flow.service_port).cloned().unwrap_or_default(),
-                state: state(from.protocol, flow, mirror),
-                idle_seconds: now.saturating_sub(Duration::from_nanos(last_seen)).as_secs_f64(),
-                packets_to_backend: flow.packets,
-                bytes_to_backend: flow.bytes,
-                packets_to_client: mirror.map_or(0, |mirror| mirror.packets),
-                bytes_to_client: mirror.map_or(0, |mirror| mirror.bytes),
-            }
-        })
-        .collect();
+    let mut rows = rows(maps.v4.flows.entries()?, &labels, now);
+    rows.append(&mut self::rows(maps.v6.flows.entries()?, &labels, now));
     rows.sort_by_key(|row| (row.frontend, row.client, row.backend));
     output::print(
         format,
@@ -76,19 +57,40 @@ pub(super) fn list(maps: &Maps, format: Format) -> Result<()> {
     )
 }
 
-/// What the two halves tell together. `half` means that one of them was evicted.
-fn state(protocol: Protocol, flow: &Flow4, mirror: Option<&Flow4>) -> &'static str {
-    let Some(mirror) = mirror else { return "half" };
-    match protocol {
-        _ if flow.reset || mirror.reset => "reset",
-        _ if flow.fin && mirror.fin => "closed",
-        _ if flow.fin || mirror.fin => "closing",
-        _ if mirror.packets == 0 => "unreplied",
-        Protocol::Tcp => "established",
-        _ => "replied",
-    }
+/// Connections, each of them two entries, or one where the other was evicted.
+fn rows<A: Address>(flows: Vec<(Tuple<A>, Flow<A>)>, labels: &BTreeMap<u32, String>, now: Duration) -> Vec<FlowRow> {
+    let flows: HashMap<_, _> = flows.into_iter().collect();
+    flows
+        .iter()
+        .filter(|(_, flow)| flow.hook == Hook::FromPod)
+        .map(|(from, flow)| {
+            let mirror = flows.get(&flow.to.swap()).filter(|mirror| mirror.to == from.swap());
+            let last_seen = flow.last_seen.max(mirror.map_or(0, |mirror| mirror.last_seen));
+            FlowRow {
+                protocol: from.protocol.name(),
+                client: SocketAddr::new(from.source.ip(), from.source_port),
+                frontend: SocketAddr::new(from.destination.ip(), from.destination_port),
+                backend: SocketAddr::new(flow.to.destination.ip(), flow.to.destination_port),
+                service: labels.get(&flow.service_port).cloned().unwrap_or_default(),
+                state: state(Phase::of(from.protocol, flow, mirror)),
+                idle_seconds: now.saturating_sub(Duration::from_nanos(last_seen)).as_secs_f64(),
+                packets_to_backend: flow.packets,
+                bytes_to_backend: flow.bytes,
+                packets_to_client: mirror.map_or(0, |mirror| mirror.packets),
+                bytes_to_client: mirror.map_or(0, |mirror| mirror.bytes),
+            }
+        })
+        .collect()
 }
 
-fn socket(address: Address4, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(address), port)
+const fn state(phase: Phase) -> &'static str {
+    match phase {
+        Phase::HalfOpen => "half-open",
+        Phase::Established => "established",
+        Phase::HalfClosed => "closing",
+        Phase::Closed => "closed",
+        Phase::Reset => "reset",
+        Phase::Unreplied => "unreplied",
+        Phase::Replied => "replied",
+    }
 }

@@ -1,10 +1,10 @@
 //! `viaduct service list` and `viaduct backend list`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use anyhow::Result;
-use lb_common::abi::{BackendState, FrontendKey4, Scope, ServiceName, TrafficPolicy};
+use lb_common::abi::{BackendState, Family, Scope, ServiceName, TrafficPolicy, service_port_flags};
 use serde::Serialize;
 
 use super::{Format, output};
@@ -16,12 +16,16 @@ struct ServiceRow {
     name: String,
     port_name: String,
     protocol: &'static str,
-    frontend: SocketAddrV4,
+    frontend: SocketAddr,
     scope: &'static str,
     /// Which endpoints of the Service are backends.
     endpoints: &'static str,
     backends: usize,
     slots: u32,
+    /// What becomes of clients while there is no backend.
+    without_backends: &'static str,
+    /// How long a client stays with its backend after its latest new connection; none without session affinity.
+    affinity_seconds: Option<u32>,
     connections: u64,
     drops: u64,
     id: u32,
@@ -30,26 +34,28 @@ struct ServiceRow {
 pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
     let names = maps.names()?;
     let mut rows = Vec::new();
-    for (key, id) in maps.frontends()? {
+    for (frontend, id) in maps.frontends()? {
         let Some(name) = names.get(&id) else { continue };
         let stats = maps.service_stats(id)?;
-        let range = maps.slots_of(id);
-        let mut backends = maps.slots(range);
+        let port = maps.service_port(id);
+        let mut backends = maps.slots(port.slots);
         backends.sort_unstable();
         backends.dedup();
         rows.push(ServiceRow {
             namespace: text(name.namespace.as_str()),
             name: text(name.service.as_str()),
             port_name: text(name.port.as_str()),
-            protocol: key.protocol.name(),
-            frontend: address(&key),
-            scope: match key.scope {
+            protocol: frontend.protocol.name(),
+            frontend: SocketAddr::new(frontend.address, frontend.port),
+            scope: match frontend.scope {
                 Scope::Cluster => "cluster",
                 Scope::External => "external",
             },
             endpoints: endpoints(name),
             backends: backends.len(),
-            slots: range.len,
+            slots: port.slots.len,
+            without_backends: if port.flags & service_port_flags::DROP_WHEN_EMPTY == 0 { "refuse" } else { "drop" },
+            affinity_seconds: Some(port.affinity).filter(|&seconds| seconds > 0),
             connections: stats.connections,
             drops: stats.drops,
             id,
@@ -61,7 +67,7 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
     output::print(
         format,
         &rows,
-        ["NAMESPACE", "NAME", "PORT", "FRONTEND", "PROTOCOL", "BACKENDS", "CONNECTIONS", "DROPS"],
+        ["NAMESPACE", "NAME", "PORT", "FRONTEND", "PROTOCOL", "BACKENDS", "AFFINITY", "CONNECTIONS", "DROPS"],
         |row| {
             [
                 row.namespace.clone(),
@@ -70,6 +76,7 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
                 row.frontend.to_string(),
                 row.protocol.to_owned(),
                 row.backends.to_string(),
+                row.affinity_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
                 row.connections.to_string(),
                 row.drops.to_string(),
             ]
@@ -83,9 +90,11 @@ struct BackendRow {
     service: String,
     port_name: String,
     protocol: &'static str,
-    backend: SocketAddrV4,
+    backend: SocketAddr,
     /// Of which endpoints of the Service it is one.
     endpoints: &'static str,
+    /// `active`, or `draining`: it gets nothing new.
+    state: &'static str,
     /// Part of the service's new connections that it gets, 0 to 1.
     share: f64,
     connections: u64,
@@ -95,26 +104,31 @@ struct BackendRow {
 
 pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
     let names = maps.names()?;
-    let mut shares: HashMap<u32, f64> = HashMap::new();
-    for &service_port in names.keys() {
-        let slots = maps.slots(maps.slots_of(service_port));
-        for id in &slots {
-            *shares.entry(*id).or_default() += 1.0 / f64::from(u32::try_from(slots.len())?);
+    let mut shares: HashMap<(Family, u32), f64> = HashMap::new();
+    for (&service_port, name) in &names {
+        let slots = maps.slots(maps.service_port(service_port).slots);
+        for &id in &slots {
+            *shares.entry((name.family, id)).or_default() += 1.0 / f64::from(u32::try_from(slots.len())?);
         }
     }
     let mut rows = Vec::new();
-    for id in 0..maps.backends_len() {
-        let backend = maps.backend(id)?;
-        let (BackendState::Active, Some(name)) = (backend.state, names.get(&backend.service_port)) else { continue };
+    for (id, backend) in maps.backends()? {
+        let state = match backend.state {
+            BackendState::Active => "active",
+            BackendState::Draining => "draining",
+            BackendState::Free | BackendState::Removed => continue,
+        };
+        let Some(name) = names.get(&backend.service_port) else { continue };
         rows.push(BackendRow {
             namespace: text(name.namespace.as_str()),
             service: text(name.service.as_str()),
             port_name: text(name.port.as_str()),
             protocol: backend.protocol.name(),
-            backend: SocketAddrV4::new(Ipv4Addr::from(backend.address), backend.port),
+            backend: backend.address,
             endpoints: endpoints(name),
-            share: shares.get(&id).copied().unwrap_or_default(),
-            connections: maps.backend_stats(id)?.connections,
+            state,
+            share: shares.get(&(name.family, id)).copied().unwrap_or_default(),
+            connections: maps.backend_stats(name.family, id)?.connections,
             id,
             generation: backend.generation,
         });
@@ -125,7 +139,7 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
     output::print(
         format,
         &rows,
-        ["NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "BACKEND", "SHARE", "CONNECTIONS"],
+        ["NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "BACKEND", "STATE", "SHARE", "CONNECTIONS"],
         |row| {
             [
                 row.namespace.clone(),
@@ -133,6 +147,7 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
                 dash(&row.port_name),
                 row.protocol.to_owned(),
                 row.backend.to_string(),
+                row.state.to_owned(),
                 format!("{:.1}%", row.share * 100.0),
                 row.connections.to_string(),
             ]
@@ -147,10 +162,6 @@ pub(super) fn labels(names: &BTreeMap<u32, ServiceName>) -> BTreeMap<u32, String
         if port.is_empty() { format!("{namespace}/{service}") } else { format!("{namespace}/{service}:{port}") }
     };
     names.iter().map(|(&id, name)| (id, label(name))).collect()
-}
-
-fn address(key: &FrontendKey4) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::from(key.address), key.port)
 }
 
 const fn endpoints(name: &ServiceName) -> &'static str {

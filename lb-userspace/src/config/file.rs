@@ -106,6 +106,7 @@ impl<'de> Deserialize<'de> for Mapping {
 /// A value as it would stand on the command line.
 fn texts(value: &Value, option: &Arg) -> Result<Vec<String>, String> {
     let is_list = option.get_value_delimiter().is_some();
+    let is_bool = option.get_value_parser().type_id() == TypeId::of::<bool>();
     let is_text = option.get_value_parser().type_id() == TypeId::of::<String>();
     let one = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
@@ -114,7 +115,10 @@ fn texts(value: &Value, option: &Arg) -> Result<Vec<String>, String> {
             Err(format!("is the number {number}; put quotes around it if it is a name"))
         }
         Value::Number(number) => Ok(number.to_string()),
-        Value::Bool(word) => Err(format!("is {word}, which no option takes; put quotes around it if it is a name")),
+        Value::Bool(word) if is_bool => Ok(word.to_string()),
+        Value::Bool(word) => {
+            Err(format!("is {word}, which this option does not take; put quotes around it if it is a name"))
+        }
         Value::Null => Err("has no value; give one, or remove the line".to_owned()),
         Value::Array(_) if is_list => Err("is a list in a list; give one list of values".to_owned()),
         Value::Array(_) => Err("is a list; give one value".to_owned()),

@@ -164,10 +164,13 @@ fn in_force(root: &Command, matches: &ArgMatches, file: Option<&File>) -> Config
 
 fn value(option: &Arg, matches: &ArgMatches) -> Value {
     let Some(raw) = matches.get_raw(option.get_id().as_str()) else { return Value::Null };
-    let is_number =
-        [TypeId::of::<u32>(), TypeId::of::<u64>()].iter().any(|id| option.get_value_parser().type_id() == *id);
+    let kind = option.get_value_parser().type_id();
     let mut values = raw.map(|text| match text.to_string_lossy() {
-        text if is_number => number(&text).map_or(Value::Null, Value::from),
+        text if kind == TypeId::of::<bool>() => Value::from(text == "true"),
+        // Durations are numbers only once they are parsed.
+        text if [TypeId::of::<u32>(), TypeId::of::<u64>()].iter().any(|id| kind == *id) => {
+            number(&text).map_or_else(|_| Value::from(text), Value::from)
+        }
         text => Value::from(text),
     });
     match option.get_value_delimiter() {

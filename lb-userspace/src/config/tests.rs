@@ -30,7 +30,8 @@ fn setting(configuration: &Configuration, key: &str) -> (Value, String) {
 
 #[test]
 fn flags_win_over_the_file_and_the_file_over_defaults() {
-    let text = "maxFlows: 65536\n# mine\nmaxBackends: 100\nbpffs: /a\npodInterfaces: [eth1, 'b*,c*']\nmark: 0x2000\n";
+    let text = "maxFlows: 65536\n# mine\nmaxBackends: 100\nbpffs: /a\npodInterfaces: [eth1, 'b*,c*']\nmark: 0x2000\n\
+                answerEcho: false\nconntrackTcpTimeoutEstablished: 1h30m\nunservedPorts: refuse\n";
     for command in ["agent", "config show"] {
         let configuration = parsed(&format!("{command} --config FILE --max-backends 200"), text).unwrap();
         for (key, value, source) in [
@@ -39,6 +40,10 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
             ("bpffs", Value::from("/a"), "line 4"),
             ("podInterfaces", Value::from(vec!["eth1", "b*", "c*"]), "line 5"),
             ("mark", Value::from(0x2000), "line 6"),
+            ("answerEcho", Value::from(false), "line 7"),
+            ("conntrackTcpTimeoutEstablished", Value::from("1h30m"), "line 8"),
+            ("unservedPorts", Value::from("refuse"), "line 9"),
+            ("conntrackUdpTimeout", Value::from("30s"), "default"),
             ("logFormat", Value::from("text"), "default"),
             ("kubeconfig", Value::Null, "default"),
         ] {
@@ -73,10 +78,20 @@ fn each_mistake_in_a_file_is_one_line_with_its_place_and_what_to_do() {
         ("maxFlows: [2000]", "FILE:1: maxFlows: is a list; give one value"),
         ("maxFlows: {is: 1}", "FILE:1: maxFlows: is a mapping; give one value"),
         ("maxFlows:", "FILE:1: maxFlows: has no value; give one, or remove the line"),
-        ("hostnameOverride: true", "FILE:1: hostnameOverride: is true, which no option takes; "),
+        ("hostnameOverride: true", "FILE:1: hostnameOverride: is true, which this option does not take; "),
         ("hostnameOverride: 007", "FILE:1: hostnameOverride: is the number 7"),
         ("podInterfaces: []", "FILE:1: podInterfaces: is an empty list; give a value"),
         ("mark: 3", "FILE:1: mark: 3: give one bit of 32, such as 0x1000, or 0"),
+        ("answerEcho: yes please", "FILE:1: answerEcho: \"yes please\": give true or false"),
+        (
+            "conntrackUdpTimeout: 30",
+            "FILE:1: conntrackUdpTimeout: 30: give a time from 1s to 87600h, such as 30s, 3m or 24h",
+        ),
+        ("conntrackUdpTimeout: 0s", "FILE:1: conntrackUdpTimeout: \"0s\": give a time from 1s to 87600h"),
+        (
+            "hairpinAddresses: [127.0.0.1]",
+            "FILE:1: hairpinAddresses: [\"127.0.0.1\"]: give a unicast address that nobody has",
+        ),
         ("handover: both", "FILE:1: handover: \"both\": give none, from-kube-proxy or to-kube-proxy"),
         ("logLevel: loud", "FILE:1: logLevel: \"loud\": give error, warn, info, debug or trace"),
         ("metricsBindAddress: 10249", "FILE:1: metricsBindAddress: 10249: give an IP address and a port, "),

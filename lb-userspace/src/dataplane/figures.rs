@@ -2,19 +2,20 @@
 //!
 //! Not [`super::Maps`], which maps whole arrays into memory: an agent has them there already.
 
-use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
-use lb_common::Tuple4;
-use lb_common::abi::{Flow4, Reason};
+use anyhow::Result;
+use aya::maps::{MapData, PerCpuArray};
+use lb_common::abi::{Family, Flow4, Flow6, Reason};
+use lb_common::{Tuple4, Tuple6};
 
-use super::maps::{per_cpu, pinned};
-use super::{MapUse, Pins};
+use super::maps::per_cpu;
+use super::table::{Entry, Table};
+use super::{MapUse, Names, Pins};
 
-/// Packets by reason, and the table of flows.
+/// Packets by reason, and the tables of flows.
 pub struct Figures {
     reasons: PerCpuArray<MapData, u64>,
-    flows: HashMap<MapData, [u8; size_of::<Tuple4>()], [u8; size_of::<Flow4>()]>,
-    flows_size: u32,
+    flows_4: Table<Tuple4, Flow4>,
+    flows_6: Table<Tuple6, Flow6>,
 }
 
 impl Figures {
@@ -23,10 +24,11 @@ impl Figures {
     /// # Errors
     /// When one is missing, or has another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let flows = pinned(pins, "FLOWS_4")?;
-        let flows_size = flows.info()?.max_entries();
-        let flows = HashMap::try_from(Map::from_map_data(flows)?).context("FLOWS_4 has another layout")?;
-        Ok(Self { reasons: per_cpu(pins, "REASONS")?, flows, flows_size })
+        Ok(Self {
+            reasons: per_cpu(pins, "REASONS")?,
+            flows_4: Table::open(pins, Names::of(Family::V4).flows)?,
+            flows_6: Table::open(pins, Names::of(Family::V6).flows)?,
+        })
     }
 
     /// Packets by reason, over all CPUs.
@@ -37,21 +39,25 @@ impl Figures {
         Reason::ALL.iter().map(|&reason| Ok((reason, self.reasons.get(&(reason as u32), 0)?.iter().sum()))).collect()
     }
 
-    /// How full the table of flows is, roughly: it changes while it is counted. Takes about a microsecond an entry.
+    /// How full the tables of flows are, roughly: they change while they are counted. Takes about a microsecond an entry.
     ///
     /// # Errors
-    /// When the map cannot be read.
-    pub fn flows(&self) -> Result<MapUse> {
-        let (mut first, mut used) = (None, 0);
-        // Of a table that never stands still, no more than twice its size.
-        for key in self.flows.keys().take(self.flows_size as usize * 2) {
-            let key = key?;
-            // The kernel begins anew where the entry that it had come to is gone.
-            if *first.get_or_insert(key) == key {
-                used = 0;
-            }
-            used += 1;
-        }
-        Ok(MapUse { name: "FLOWS_4", used: used.min(self.flows_size as usize), size: self.flows_size })
+    /// When a map cannot be read.
+    pub fn flows(&self) -> Result<[MapUse; 2]> {
+        Ok([count(&self.flows_4)?, count(&self.flows_6)?])
     }
+}
+
+fn count<K: Entry, V: Entry>(table: &Table<K, V>) -> Result<MapUse> {
+    let (mut first, mut used) = (None, 0);
+    // Of a table that never stands still, no more than twice its size.
+    for key in table.keys().take(table.size() as usize * 2) {
+        let key = key?;
+        // The kernel begins anew where the entry that it had come to is gone.
+        if *first.get_or_insert(key) == key {
+            used = 0;
+        }
+        used += 1;
+    }
+    Ok(MapUse { name: table.name(), used: used.min(table.size() as usize), size: table.size() })
 }

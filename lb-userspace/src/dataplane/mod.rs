@@ -2,42 +2,97 @@
 //!
 //! - [`Pins`]: where everything is pinned, and the lock that one agent holds on it.
 //! - [`Object`]: the programs, loaded with their maps.
-//! - [`Maps`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
+//! - [`Maps`], [`FamilyMaps`], [`Table`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
 //! - [`attach`]: programs on interfaces.
 //!
 //! All `unsafe` of the agent is in `shared_array`, `grace` and `memory`.
 
 pub mod attach;
+mod family;
 mod figures;
 mod grace;
 mod maps;
 mod memory;
 mod object;
 mod pins;
+mod pod_interfaces;
 mod shared_array;
+mod table;
 
+pub use family::FamilyMaps;
 pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
-pub use object::{Handover, OBJECT, Object, Settings};
+pub use object::{Handover, OBJECT, Object, Settings, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
+pub use pod_interfaces::PodInterfaces;
+pub use table::{Entry, Table};
 
-use lb_common::Tuple4;
 use lb_common::abi::{
-    Backend4, BackendStats, Flow4, Frontend, FrontendKey4, Reason, ServiceName, ServiceStats, SlotPair, SlotRange,
+    Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
+    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, TokenBucket, Vip,
 };
+use lb_common::{Address, Address4, Address6, Tuple};
 
 use crate::state::Limits;
 
-/// How many entries the maps have.
+/// How many entries the maps have: of those that there are for each family, each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
     /// What the state of this node must fit in.
     pub limits: Limits,
-    /// Entries of `FLOWS_4`: two for each connection.
+    /// Entries of `FLOWS_4` and `FLOWS_6`: two for each connection.
     pub flows: u32,
+    /// Entries of `AFFINITY_4` and `AFFINITY_6`: one for each client of each service port with session affinity.
+    pub affinity: u32,
+    /// A family that is not served: its maps have one entry each, since the programs need all maps.
+    pub unserved: Option<Family>,
+}
+
+/// Packets that came in fragments lately: each is forgotten soon.
+const FRAGMENTS: u32 = 8192;
+/// Interfaces that lead to pods.
+const INTERFACES: u32 = 8192;
+/// Buckets for refusals, as the programs have it.
+const REFUSALS: u32 = 256;
+
+/// The names of the maps that there are once for each family.
+#[derive(Clone, Copy)]
+struct Names {
+    frontends: &'static str,
+    vips: &'static str,
+    backends: &'static str,
+    backend_stats: &'static str,
+    flows: &'static str,
+    affinity: &'static str,
+    fragments: &'static str,
+}
+
+impl Names {
+    const fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self {
+                frontends: "FRONTENDS_4",
+                vips: "VIPS_4",
+                backends: "BACKENDS_4",
+                backend_stats: "BACKEND_STATS_4",
+                flows: "FLOWS_4",
+                affinity: "AFFINITY_4",
+                fragments: "FRAGMENTS_4",
+            },
+            Family::V6 => Self {
+                frontends: "FRONTENDS_6",
+                vips: "VIPS_6",
+                backends: "BACKENDS_6",
+                backend_stats: "BACKEND_STATS_6",
+                flows: "FLOWS_6",
+                affinity: "AFFINITY_6",
+                fragments: "FRAGMENTS_6",
+            },
+        }
+    }
 }
 
 /// A map as this version expects it: name, size of key and value in bytes, entries.
@@ -48,23 +103,41 @@ pub(crate) struct MapShape {
     entries: u32,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "sizes of map entries")]
+const fn shape<K, V>(name: &'static str, entries: u32) -> MapShape {
+    MapShape { name, key: size_of::<K>() as u32, value: size_of::<V>() as u32, entries }
+}
+
 impl Sizes {
-    #[expect(clippy::cast_possible_truncation, reason = "sizes of map entries")]
+    #[expect(clippy::cast_possible_truncation, reason = "few reasons")]
     pub(crate) fn shapes(&self) -> Vec<MapShape> {
-        const fn shape<K, V>(name: &'static str, entries: u32) -> MapShape {
-            MapShape { name, key: size_of::<K>() as u32, value: size_of::<V>() as u32, entries }
-        }
-        let Limits { frontends, service_ports, backends, slots } = self.limits;
-        vec![
-            shape::<FrontendKey4, Frontend>("FRONTENDS_4", frontends),
-            shape::<u32, SlotRange>("SERVICE_PORTS", service_ports),
+        let Limits { service_ports, slots, .. } = self.limits;
+        let mut shapes = vec![
+            shape::<u32, ServicePort>("SERVICE_PORTS", service_ports),
             shape::<u32, SlotPair>("SLOTS", slots / 2),
-            shape::<u32, Backend4>("BACKENDS_4", backends),
-            shape::<Tuple4, Flow4>("FLOWS_4", self.flows),
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
-            shape::<u32, BackendStats>("BACKEND_STATS", backends),
+            shape::<u32, PodInterface>("INTERFACES", INTERFACES),
+            shape::<u32, TokenBucket>("REFUSALS", REFUSALS),
             shape::<u32, u64>("REASONS", Reason::ALL.len() as u32),
+        ];
+        shapes.extend(self.shapes_of::<Address4>());
+        shapes.extend(self.shapes_of::<Address6>());
+        shapes
+    }
+
+    fn shapes_of<A: Address>(&self) -> [MapShape; 7] {
+        let or_one = |entries| if self.unserved == Some(A::FAMILY) { 1 } else { entries };
+        let (frontends, backends) = (or_one(self.limits.frontends), or_one(self.limits.backends));
+        let names = Names::of(A::FAMILY);
+        [
+            shape::<FrontendKey<A>, Frontend>(names.frontends, frontends),
+            shape::<A, Vip>(names.vips, frontends),
+            shape::<u32, Backend<A>>(names.backends, backends),
+            shape::<u32, BackendStats>(names.backend_stats, backends),
+            shape::<Tuple<A>, Flow<A>>(names.flows, or_one(self.flows)),
+            shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
+            shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
         ]
     }
 }

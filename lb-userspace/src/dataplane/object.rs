@@ -1,10 +1,13 @@
 //! Loading the programs, with the maps that are pinned already or new ones.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use anyhow::{Context, Result, bail};
 use aya::maps::MapData;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::handover;
+use lb_common::abi::{IdleTimes, handover, options};
+use lb_common::hash::DEFAULT_SEED;
 
 use super::{MapShape, Pins, Sizes};
 
@@ -20,6 +23,41 @@ pub struct Settings {
     pub mark: u32,
     /// Which connections are left to another proxy.
     pub handover: Handover,
+    /// Whether an ICMP echo request to a virtual address that has a backend is answered.
+    pub answer_echo: bool,
+    /// What becomes of packets to ports that a virtual address does not serve.
+    pub unserved_ports: UnservedPorts,
+    /// How long flows may be idle.
+    pub idle: IdleTimes,
+    /// From where a pod that is its own backend sees its connections come.
+    pub hairpin: (Ipv4Addr, Ipv6Addr),
+    /// How many refusals are sent each second, on each CPU to the pods of a few interfaces.
+    pub refusals_per_second: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            seed: DEFAULT_SEED,
+            mark: 0,
+            handover: Handover::None,
+            answer_echo: true,
+            unserved_ports: UnservedPorts::Pass,
+            idle: IdleTimes::DEFAULT,
+            hairpin: (Ipv4Addr::new(169, 254, 109, 1), Ipv6Addr::new(0xfd00, 0x7669, 0x6164, 0x7563, 0x7400, 0, 0, 1)),
+            refusals_per_second: 1000,
+        }
+    }
+}
+
+/// What becomes of packets to ports that a virtual address does not serve.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum UnservedPorts {
+    /// They pass on untouched, as to any other address.
+    #[default]
+    Pass,
+    /// Their senders are told at once that nobody listens.
+    Refuse,
 }
 
 /// How connections fare while a node changes between kube-proxy and Viaduct.
@@ -34,6 +72,17 @@ pub enum Handover {
     FromKubeProxy = handover::FROM_ANOTHER,
     /// No new connections are translated, those that Viaduct has opened live on.
     ToKubeProxy = handover::TO_ANOTHER,
+}
+
+impl Settings {
+    fn options(&self) -> u32 {
+        let echo = if self.answer_echo { options::ANSWER_ECHO } else { 0 };
+        let unserved = match self.unserved_ports {
+            UnservedPorts::Pass => 0,
+            UnservedPorts::Refuse => options::REFUSE_UNSERVED,
+        };
+        echo | unserved
+    }
 }
 
 /// The loaded programs.
@@ -58,10 +107,18 @@ impl Object {
         }
         let mut loader = EbpfLoader::new();
         let handover = settings.handover as u32;
+        let options = settings.options();
+        let idle: [u8; size_of::<IdleTimes>()] = zerocopy::transmute!(settings.idle);
+        let hairpin = (settings.hairpin.0.octets(), settings.hairpin.1.octets());
         loader
             .override_global("SEED", &settings.seed, true)
             .override_global("MARK", &settings.mark, true)
-            .override_global("HANDOVER", &handover, true);
+            .override_global("HANDOVER", &handover, true)
+            .override_global("OPTIONS", &options, true)
+            .override_global("IDLE", &idle, true)
+            .override_global("HAIRPIN_4", &hairpin.0, true)
+            .override_global("HAIRPIN_6", &hairpin.1, true)
+            .override_global("REFUSALS_PER_SECOND", &settings.refusals_per_second, true);
         for shape in &shapes {
             loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pins.map(shape.name));
         }

@@ -54,8 +54,9 @@ impl Kernel {
         }
         let begun = Instant::now();
         if begun >= self.count_at {
-            let flows = figures.flows()?;
-            targets.map(flows.name, flows.used, flows.size);
+            for flows in figures.flows()? {
+                targets.map(flows.name, flows.used, flows.size);
+            }
             self.count_at = Instant::now() + begun.elapsed() * SHARE_OF_TIME;
         }
         Ok(())

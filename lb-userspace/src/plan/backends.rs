@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 
+use lb_common::Protocol;
+
 use super::{Backend, WhenEmpty};
 use crate::model::{Endpoint, Family, Model, Node, Service, ServicePort, Topology, TrafficPolicy};
 
@@ -10,14 +12,21 @@ use crate::model::{Endpoint, Family, Model, Node, Service, ServicePort, Topology
 pub(super) struct Endpoints<'a> {
     node: &'a Node,
     all: Vec<(SocketAddr, &'a Endpoint)>,
+    /// How many of SCTP listen on another port than clients dial: its checksum covers the ports, and is not mended.
+    pub(super) left_out: usize,
 }
 
 impl<'a> Endpoints<'a> {
     pub(super) fn of(model: &'a Model, service: &Service, port: &ServicePort, family: Family) -> Self {
         let mut all = Vec::new();
+        let mut left_out = 0;
         for slice in model.slices_of(&service.name).filter(|slice| slice.family == family) {
             for slice_port in &slice.ports {
                 if slice_port.name != port.name || slice_port.protocol != port.protocol {
+                    continue;
+                }
+                if port.protocol == Protocol::Sctp && slice_port.port != port.port {
+                    left_out += slice.endpoints.len();
                     continue;
                 }
                 let address = |endpoint: &Endpoint| SocketAddr::new(endpoint.address, slice_port.port.get());
@@ -26,7 +35,7 @@ impl<'a> Endpoints<'a> {
         }
         all.sort_unstable_by_key(|&(address, endpoint)| (address, Reverse(precedence(endpoint))));
         all.dedup_by_key(|(address, _)| *address);
-        Self { node: model.node(), all }
+        Self { node: model.node(), all, left_out }
     }
 
     /// Those that clients get under a policy, and what becomes of clients if that is none: they are refused when there is
@@ -48,9 +57,10 @@ impl<'a> Endpoints<'a> {
 
     /// All that serve, wherever they are, but for the chosen ones.
     pub(super) fn lingering(&self, chosen: &[Backend]) -> Vec<SocketAddr> {
-        let is_chosen = |address: &SocketAddr| chosen.binary_search_by_key(address, |backend| backend.address).is_ok();
+        let mut chosen = chosen.iter().map(|backend| backend.address).peekable();
         let serving = self.all.iter().filter(|(_, endpoint)| endpoint.ready || endpoint.serving);
-        serving.map(|&(address, _)| address).filter(|address| !is_chosen(address)).collect()
+        // Both are in order.
+        serving.map(|&(address, _)| address).filter(|address| chosen.next_if_eq(address).is_none()).collect()
     }
 
     /// Of the endpoints within reach: the ready ones that are preferred; if none is ready, those that are terminating and

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_common::Protocol;
+pub use lb_common::abi::Scope;
 
 use crate::model::{Family, Model, ObjectName, Problem, Problems, Service, ServicePort, TrafficPolicy};
 
@@ -65,8 +66,8 @@ pub struct ServicePortPlan {
     pub frontends: BTreeSet<Frontend>,
     /// Who answers; in order of address, each address once.
     pub backends: Vec<Backend>,
-    /// Endpoints that serve but get no new flows (they terminate, or a policy or hints exclude them now), in order: UDP flows
-    /// that are theirs stay with them. TCP connections do so anyway.
+    /// Endpoints that serve but get no new flows (they terminate, or a policy or hints exclude them now), in order: flows that
+    /// are theirs stay with them.
     pub lingering: Vec<SocketAddr>,
     /// What becomes of clients while there are no backends.
     pub when_empty: WhenEmpty,
@@ -100,15 +101,6 @@ pub struct Frontend {
     pub scope: Scope,
 }
 
-/// Who dials a frontend; the traffic policies differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// Pods and the hosts of the cluster.
-    Cluster,
-    /// Clients that come in from outside.
-    External,
-}
-
 /// An endpoint that takes new connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
@@ -138,13 +130,6 @@ pub fn plan(model: &Model) -> Plan {
 pub fn plan_service(model: &Model, name: &ObjectName) -> Plan {
     let Some(service) = model.service(name) else { return Plan::default() };
     let mut problems = Problems::new(service.origin.clone(), format!("Service {name}"));
-    if service.affinity.is_some() {
-        let message = "ClientIP is not kept yet: each connection of a client goes to any endpoint";
-        problems.add("spec.sessionAffinity", message);
-    }
-    if service.cluster_ips.iter().all(|&address| Family::of(address) == Family::V6) {
-        problems.add("spec.ipFamilies", "IPv6 is not served yet");
-    }
     let mut service_ports = BTreeMap::new();
     for &cluster_ip in &service.cluster_ips {
         let addresses = addresses(service, cluster_ip, &mut problems);
@@ -210,6 +195,14 @@ fn plan_port(
         return;
     }
     let available = Endpoints::of(model, service, port, addresses.family);
+    if available.left_out > 0 {
+        let (number, left_out) = (port.port, available.left_out);
+        let message = format!(
+            "port {number}/SCTP: endpoints that listen on another port ({left_out}) get nothing: SCTP's ports are not \
+             translated; make targetPort {number} too"
+        );
+        problems.add("spec.ports", message);
+    }
     for (endpoints, frontends) in sets {
         let (backends, when_empty) = available.choose(endpoints);
         let name = ServicePortName {
@@ -219,10 +212,7 @@ fn plan_port(
             family: addresses.family,
             endpoints,
         };
-        let lingering = match port.protocol {
-            Protocol::Udp => available.lingering(&backends),
-            _ => Vec::new(),
-        };
+        let lingering = available.lingering(&backends);
         let (affinity, source_ranges) = (service.affinity, addresses.source_ranges.clone());
         let plan = ServicePortPlan { frontends, backends, lingering, when_empty, affinity, source_ranges };
         service_ports.insert(name, plan);

@@ -4,10 +4,12 @@
 //! whatever happened to it. [`State::reconcile`] compares it with a plan and answers with [`Write`]s, in an order in which
 //! every packet sees the old set of backends of a service port or the new one, and nothing in between:
 //!
-//! 1. backends and slots that no packet can reach yet,
-//! 2. one store for each service port that makes its new slots count,
-//! 3. frontends,
-//! 4. what nothing leads to any more.
+//! 1. backends and slots that no packet can reach yet, and backends that are chosen again,
+//! 2. for each service port its settings, and one store that makes its new slots count,
+//! 3. frontends that come, then virtual addresses, then frontends that go,
+//! 4. what nothing leads to any more, and backends that get nothing new.
+//!
+//! Both families share one pool of service-port ids and one table of slots. Each has backends and frontends of its own.
 //!
 //! Whatever is given up may still be in the hands of a packet that came a moment before. It is reused only behind a
 //! [`Write::Grace`], or after [`State::release`] says that such a wait is over.
@@ -18,16 +20,18 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
-use lb_common::abi::{Backend4, BackendState, FrontendKey4, ServiceName, SlotRange};
+use lb_common::Protocol;
+use lb_common::abi::{self, BackendState, Family, ServiceName, SlotRange, service_port_flags, vip_flags};
 
 use self::ids::IdPool;
 use self::slots::SlotAllocator;
 use crate::model::ObjectName;
-use crate::plan::ServicePortName;
+use crate::plan::{Frontend, ServicePortName, ServicePortPlan, WhenEmpty};
 
 pub use self::reconcile::{Reconciled, ServicePortChange, Shortage};
 
@@ -36,12 +40,23 @@ pub use self::reconcile::{Reconciled, ServicePortChange, Shortage};
 pub enum Write {
     /// Wait until every packet that is being processed now is through.
     Grace,
-    /// Fill an unused entry of `BACKENDS_4`.
+    /// Fill an unused entry of `BACKENDS_4` or `BACKENDS_6`.
     Backend {
         /// Index.
         id: u32,
-        /// Entry.
-        backend: Backend4,
+        /// Entry; its address says of which family.
+        backend: Backend,
+    },
+    /// Change the state of a backend alone.
+    BackendState {
+        /// Of which family it is.
+        family: Family,
+        /// Index.
+        id: u32,
+        /// As it was when the backend was written.
+        generation: u32,
+        /// The state from now on.
+        state: BackendState,
     },
     /// Fill unused slots.
     Slots {
@@ -57,6 +72,13 @@ pub enum Write {
         /// Its name.
         name: Box<ServiceName>,
     },
+    /// Say how a service port treats its clients.
+    Settings {
+        /// Id of the service port.
+        service_port: u32,
+        /// The settings from now on.
+        settings: Settings,
+    },
     /// Make new slots count.
     Publish {
         /// Id of the service port.
@@ -67,35 +89,84 @@ pub enum Write {
     /// Add or replace a frontend.
     Frontend {
         /// What clients dial.
-        key: FrontendKey4,
+        frontend: Frontend,
         /// Id of the service port that answers.
         service_port: u32,
     },
     /// Remove a frontend.
     RemoveFrontend {
         /// What clients dialled.
-        key: FrontendKey4,
+        frontend: Frontend,
+    },
+    /// Add or replace a virtual address.
+    Vip {
+        /// An address that has a frontend.
+        address: IpAddr,
+        /// See [`vip_flags`].
+        flags: u32,
+    },
+    /// Remove a virtual address.
+    RemoveVip {
+        /// An address that has no frontend.
+        address: IpAddr,
     },
     /// Remove the name of a service port that is gone.
     RemoveName {
         /// Its id.
         service_port: u32,
     },
-    /// Mark a backend as gone from its service.
-    RemoveBackend {
-        /// Index.
-        id: u32,
-    },
+}
+
+/// An entry of `BACKENDS_4` or `BACKENDS_6`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    /// Where packets go.
+    pub address: SocketAddr,
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// How often the id was given out.
+    pub generation: u32,
+    /// Whether it may be used.
+    pub state: BackendState,
+    /// Id of the service port that it belongs to.
+    pub service_port: u32,
+}
+
+impl Backend {
+    const fn family(&self) -> Family {
+        family_of(&self.address)
+    }
+}
+
+/// How a service port treats its clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a client stays with its backend after its latest new connection, seconds; 0 without session affinity.
+    pub affinity: u32,
+    /// See [`service_port_flags`].
+    pub flags: u32,
+}
+
+impl Settings {
+    fn of(wanted: &ServicePortPlan) -> Self {
+        Self {
+            affinity: wanted.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
+            flags: match wanted.when_empty {
+                WhenEmpty::Refuse => 0,
+                WhenEmpty::Drop => service_port_flags::DROP_WHEN_EMPTY,
+            },
+        }
+    }
 }
 
 /// How much the maps can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries of `FRONTENDS_4`.
+    /// Entries of `FRONTENDS_4`, and as many of `FRONTENDS_6`.
     pub frontends: u32,
     /// Entries of `SERVICE_PORTS` and of the maps that go with it.
     pub service_ports: u32,
-    /// Entries of `BACKENDS_4`.
+    /// Entries of `BACKENDS_4`, and as many of `BACKENDS_6`.
     pub backends: u32,
     /// Entries of `SLOTS`, a power of two.
     pub slots: u32,
@@ -104,25 +175,25 @@ pub struct Limits {
 /// What was found in the maps.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// `SERVICE_NAMES` by id, with the slots of each as `SERVICE_PORTS` has them.
-    pub service_ports: Vec<(u32, ServiceName, SlotRange)>,
-    /// `FRONTENDS_4`: what is dialled, and the id of the service port.
-    pub frontends: Vec<(FrontendKey4, u32)>,
-    /// All entries of `BACKENDS_4` that were ever used.
-    pub backends: Vec<(u32, Backend4)>,
+    /// `SERVICE_NAMES` by id, with the entry of `SERVICE_PORTS` of each.
+    pub service_ports: Vec<(u32, ServiceName, abi::ServicePort)>,
+    /// `FRONTENDS_4` and `FRONTENDS_6`: what is dialled, and the id of the service port.
+    pub frontends: Vec<(Frontend, u32)>,
+    /// `VIPS_4` and `VIPS_6`, with the flags of each.
+    pub vips: Vec<(IpAddr, u32)>,
+    /// All entries of `BACKENDS_4` and `BACKENDS_6` that were ever used.
+    pub backends: Vec<(u32, Backend)>,
 }
 
 /// What the maps hold.
 #[derive(Debug, Clone)]
 pub struct State {
     service_ports: BTreeMap<ServicePortName, ServicePort>,
-    /// All entries of `FRONTENDS_4`, with the service port that each leads to.
-    frontends: HashMap<FrontendKey4, u32>,
+    families: Families,
     limits: Limits,
     service_port_ids: IdPool,
-    backend_ids: IdPool,
-    /// Of each backend id that was ever given out.
-    generations: Vec<u32>,
+    /// By id of the service port, whether it has slots.
+    serving: Vec<bool>,
     slots: SlotAllocator,
     /// By the writes given out last.
     retired: Retired,
@@ -130,35 +201,82 @@ pub struct State {
     settled: Retired,
     /// Those for which a wait has begun.
     waiting: Retired,
+    /// Virtual addresses whose entry may not be right.
+    doubtful_vips: Vec<IpAddr>,
     /// Backends in the maps that belong to nothing.
-    stray_backends: Vec<u32>,
+    stray_backends: Vec<(Family, u32)>,
     /// Names in the maps that cannot be read.
     stray_names: Vec<u32>,
     /// Frontends in the maps that lead to no service port.
-    stray_frontends: Vec<FrontendKey4>,
+    stray_frontends: Vec<Frontend>,
+}
+
+/// What each family has of its own: of IPv4, of IPv6.
+#[derive(Debug, Clone)]
+struct Families([OfFamily; 2]);
+
+#[derive(Debug, Clone)]
+struct OfFamily {
+    /// All frontends, in order of address, with the service port that each leads to.
+    frontends: BTreeMap<Frontend, u32>,
+    /// All virtual addresses, with their flags.
+    vips: HashMap<IpAddr, u32>,
+    backend_ids: IdPool,
+    /// Of each backend id that was ever given out.
+    generations: Vec<u32>,
+}
+
+impl Index<Family> for Families {
+    type Output = OfFamily;
+
+    fn index(&self, family: Family) -> &OfFamily {
+        let Self([v4, v6]) = self;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+}
+
+impl IndexMut<Family> for Families {
+    fn index_mut(&mut self, family: Family) -> &mut OfFamily {
+        let Self([v4, v6]) = self;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
 struct ServicePort {
     id: u32,
     slots: SlotRange,
-    /// Those in the slots.
-    backends: BTreeMap<SocketAddrV4, u32>,
-    /// Those that may keep the flows they have.
-    lingering: BTreeMap<SocketAddrV4, u32>,
+    /// None when nobody knows what an unused id has.
+    settings: Option<Settings>,
+    /// In order of address, each address once.
+    backends: Vec<Member>,
     /// The frontends that lead here.
-    frontends: Vec<FrontendKey4>,
+    frontends: Vec<Frontend>,
     /// Whether this process has filled the slots, or compared them.
     verified: bool,
 }
 
-/// What nothing leads to any more, but for packets that are already under way.
+/// A backend of a service port.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    address: SocketAddr,
+    id: u32,
+    /// In no slot: it may keep the flows that it has.
+    draining: bool,
+}
+
 #[derive(Debug, Clone, Default)]
 struct Retired {
     service_ports: Vec<u32>,
-    backends: Vec<u32>,
+    backends: Vec<(Family, u32)>,
     slots: Vec<SlotRange>,
-    /// Entries of `FRONTENDS_4` were freed; the kernel gives their memory to the next entry at once.
+    /// Entries of the maps of frontends were freed; the kernel gives their memory to the next entry at once.
     frontends: bool,
 }
 
@@ -185,91 +303,151 @@ impl State {
         let mut stray_names = Vec::new();
         let mut names = HashMap::new();
         let used_ids: BTreeSet<u32> = found.service_ports.iter().map(|(id, ..)| *id).collect();
-        for (id, name, range) in found.service_ports {
+        for (id, name, entry) in found.service_ports {
+            let range = entry.slots;
             let name = service_port_name(&name).filter(|name| !service_ports.contains_key(name));
             let Some(name) = name.filter(|_| range.len == 0 || slots.reserve(range)) else {
                 stray_names.push(id);
                 continue;
             };
-            let port = ServicePort { id, slots: range, ..ServicePort::default() };
-            service_ports.insert(name.clone(), port);
+            let settings = Some(Settings { affinity: entry.affinity, flags: entry.flags });
+            service_ports.insert(name.clone(), ServicePort { id, slots: range, settings, ..ServicePort::default() });
             names.insert(id, name);
         }
 
-        let mut generations = Vec::new();
+        let mut generations = [Vec::new(), Vec::new()];
+        let mut used_backends = [BTreeSet::new(), BTreeSet::new()];
         let mut stray_backends = Vec::new();
-        let mut used_backends = BTreeSet::new();
         for (id, backend) in found.backends {
-            let index = id as usize;
-            generations.resize(generations.len().max(index + 1), 0);
-            generations[index] = backend.generation;
-            if backend.state != BackendState::Active {
-                continue;
+            let family = backend.family();
+            let generations = &mut generations[usize::from(family == Family::V6)];
+            generations.resize(generations.len().max(id as usize + 1), 0);
+            generations[id as usize] = backend.generation;
+            let draining = match backend.state {
+                BackendState::Active => false,
+                BackendState::Draining => true,
+                BackendState::Free | BackendState::Removed => continue,
+            };
+            used_backends[usize::from(family == Family::V6)].insert(id);
+            let owner = names.get(&backend.service_port).filter(|name| name.family == family);
+            match owner.and_then(|name| service_ports.get_mut(name)) {
+                Some(owner) => owner.backends.push(Member { address: backend.address, id, draining }),
+                None => stray_backends.push((family, id)),
             }
-            used_backends.insert(id);
-            let owner = names.get(&backend.service_port).and_then(|name| service_ports.get_mut(name));
-            let address = SocketAddrV4::new(Ipv4Addr::from(backend.address), backend.port);
-            match owner {
-                Some(owner) if !owner.backends.contains_key(&address) => {
-                    owner.backends.insert(address, id);
+        }
+        for (name, port) in &mut service_ports {
+            port.backends.sort_unstable_by_key(|member| (member.address, member.draining, member.id));
+            port.backends.dedup_by(|again, first| {
+                let is_again = again.address == first.address;
+                if is_again {
+                    stray_backends.push((name.family, again.id));
                 }
-                _ => stray_backends.push(id),
-            }
+                is_again
+            });
         }
+
         let mut stray_frontends = Vec::new();
-        for (key, id) in &found.frontends {
-            match names.get(id).and_then(|name| service_ports.get_mut(name)) {
-                Some(owner) => owner.frontends.push(*key),
-                None => stray_frontends.push(*key),
+        let mut frontends = [BTreeMap::new(), BTreeMap::new()];
+        for (frontend, id) in found.frontends {
+            match names.get(&id).and_then(|name| service_ports.get_mut(name)) {
+                Some(owner) => owner.frontends.push(frontend),
+                None => stray_frontends.push(frontend),
             }
+            frontends[usize::from(frontend.address.is_ipv6())].insert(frontend, id);
         }
-        Self {
-            service_ports,
-            frontends: found.frontends.into_iter().collect(),
+        let [vips_4, vips_6] = [IpAddr::is_ipv4, IpAddr::is_ipv6]
+            .map(|is_ours| found.vips.iter().copied().filter(|(address, _)| is_ours(address)).collect());
+        let [frontends_4, frontends_6] = frontends;
+        let [generations_4, generations_6] = generations;
+        let [ids_4, ids_6] = used_backends.map(|used| IdPool::new(limits.backends, &used));
+        let mut state = Self {
+            families: Families([
+                OfFamily { frontends: frontends_4, vips: vips_4, backend_ids: ids_4, generations: generations_4 },
+                OfFamily { frontends: frontends_6, vips: vips_6, backend_ids: ids_6, generations: generations_6 },
+            ]),
             limits,
             service_port_ids: IdPool::new(limits.service_ports, &used_ids),
-            backend_ids: IdPool::new(limits.backends, &used_backends),
-            generations,
+            serving: Vec::new(),
             slots,
             retired: Retired::default(),
             settled: Retired::default(),
             waiting: Retired::default(),
+            doubtful_vips: Vec::new(),
             stray_backends,
             stray_names,
             stray_frontends,
+            service_ports: BTreeMap::new(),
+        };
+        for port in service_ports.values() {
+            state.set_serving(port.id, port.slots.len > 0);
         }
+        state.service_ports = service_ports;
+        state.doubtful_vips = state.wrong_vips();
+        state
+    }
+
+    /// Those whose entry is missing, or not as it should be.
+    fn wrong_vips(&self) -> Vec<IpAddr> {
+        let families = self.families.0.iter();
+        let addresses = families.flat_map(|family| {
+            family.vips.keys().copied().chain(family.frontends.keys().map(|frontend| frontend.address))
+        });
+        let is_wrong = |address: &IpAddr| {
+            self.families[Family::of(*address)].vips.get(address).copied() != self.vip_flags(*address)
+        };
+        addresses.filter(is_wrong).collect()
+    }
+
+    /// What the flags of a virtual address should be; none for an address without frontends.
+    fn vip_flags(&self, address: IpAddr) -> Option<u32> {
+        let least = Frontend { address, port: 0, protocol: Protocol::Tcp, scope: abi::Scope::Cluster };
+        let frontends = &self.families[Family::of(address)].frontends;
+        let mut here = frontends.range(least..).take_while(|(frontend, _)| frontend.address == address).peekable();
+        here.peek()?;
+        let is_served = here.any(|(_, &id)| self.serving.get(id as usize) == Some(&true));
+        Some(if is_served { vip_flags::HAS_BACKEND } else { 0 })
+    }
+
+    /// True when that is another answer than before.
+    fn set_serving(&mut self, service_port: u32, serving: bool) -> bool {
+        let index = service_port as usize;
+        self.serving.resize(self.serving.len().max(index + 1), false);
+        std::mem::replace(&mut self.serving[index], serving) != serving
     }
 
     /// Whether nothing is served.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.service_ports.is_empty() && self.frontends.is_empty()
+        self.service_ports.is_empty() && self.families.0.iter().all(|family| family.frontends.is_empty())
     }
 
-    /// How full the maps are: name, entries that cannot be given out (in use, or given up and waiting for a grace period), and
+    /// How full the maps are, those of these families alone: name, entries that cannot be given out (in use, or given up and waiting for a grace period), and
     /// entries that there are.
     #[must_use]
-    pub fn usage(&self) -> [(&'static str, usize, u32); 4] {
+    pub fn usage(&self, families: &[Family]) -> Vec<(&'static str, usize, u32)> {
         let Limits { frontends, service_ports, backends, slots } = self.limits;
         let used = |limit: u32, available: usize| (limit as usize).saturating_sub(available);
-        [
-            ("FRONTENDS_4", self.frontends.len(), frontends),
+        let mut usage = vec![
             ("SERVICE_PORTS", used(service_ports, self.service_port_ids.available()), service_ports),
             ("SLOTS", used(slots, self.slots.available()), slots),
-            ("BACKENDS_4", used(backends, self.backend_ids.available()), backends),
-        ]
+        ];
+        for &family in families {
+            let [frontends_name, backends_name] = match family {
+                Family::V4 => ["FRONTENDS_4", "BACKENDS_4"],
+                Family::V6 => ["FRONTENDS_6", "BACKENDS_6"],
+            };
+            let of_family = &self.families[family];
+            usage.push((frontends_name, of_family.frontends.len(), frontends));
+            usage.push((backends_name, used(backends, of_family.backend_ids.available()), backends));
+        }
+        usage
     }
 
     /// Compares the slots of all adopted service ports with what they should be. `read` gives the backend ids in a range.
     /// A difference (an agent was killed between two writes) makes the next [`State::reconcile`] write them anew.
     pub fn verify(&mut self, read: impl Fn(SlotRange) -> Vec<u32>) {
         for port in self.service_ports.values_mut().filter(|port| !port.verified) {
-            let ids = read(port.slots);
-            let in_slots: HashSet<u32> = ids.iter().copied().collect();
-            let is_lingering = |id: &u32| !in_slots.contains(id);
-            port.lingering.extend(port.backends.iter().filter(|(_, id)| is_lingering(id)));
-            port.backends.retain(|_, id| !is_lingering(id));
-            port.verified = reconcile::slot_ids(&port.backends) == ids;
+            port.verified = reconcile::slot_ids(&port.backends) == read(port.slots);
         }
     }
 
@@ -294,8 +472,15 @@ impl State {
 
     fn reclaim(&mut self, retired: Retired) {
         retired.service_ports.into_iter().for_each(|id| self.service_port_ids.release(id));
-        retired.backends.into_iter().for_each(|id| self.backend_ids.release(id));
+        retired.backends.into_iter().for_each(|(family, id)| self.families[family].backend_ids.release(id));
         retired.slots.into_iter().for_each(|range| self.slots.release(range));
+    }
+}
+
+const fn family_of(address: &SocketAddr) -> Family {
+    match address {
+        SocketAddr::V4(_) => Family::V4,
+        SocketAddr::V6(_) => Family::V6,
     }
 }
 

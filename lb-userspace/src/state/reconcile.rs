@@ -1,17 +1,16 @@
 //! The writes that bring the maps from what they hold to a plan.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use lb_common::Protocol;
-use lb_common::abi::{Backend4, BackendState, Family, FrontendKey4, Name, Scope, ServiceName, SlotRange};
-use lb_common::tuple::Zero;
+use lb_common::abi::{BackendState, Family, Name, ServiceName, SlotRange};
 
-use super::{ServicePort, State, Write};
+use super::{Backend, Member, ServicePort, Settings, State, Write};
 use crate::maglev;
 use crate::model::{ObjectName, TrafficPolicy};
-use crate::plan::{self, Plan, ServicePortName, ServicePortPlan};
+use crate::plan::{self, Frontend, Plan, ServicePortName, ServicePortPlan};
 
 /// What [`State::reconcile`] answers with.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -59,11 +58,11 @@ pub struct Shortage {
 pub enum Resource {
     /// Entries of `SERVICE_PORTS`.
     ServicePorts,
-    /// Entries of `BACKENDS_4`.
+    /// Entries of `BACKENDS_4` or `BACKENDS_6`.
     Backends,
     /// Entries of `SLOTS`, or a part of them that is long enough.
     Slots,
-    /// Entries of `FRONTENDS_4`.
+    /// Entries of `FRONTENDS_4` or `FRONTENDS_6`.
     Frontends,
     /// Characters of a name.
     Name,
@@ -95,22 +94,34 @@ impl fmt::Display for Shortage {
 }
 
 /// The backend id in each slot of a service port.
-pub(super) fn slot_ids(backends: &BTreeMap<SocketAddrV4, u32>) -> Vec<u32> {
-    let addresses: Vec<SocketAddr> = backends.keys().map(|&address| SocketAddr::V4(address)).collect();
-    let ids: Vec<u32> = backends.values().copied().collect();
+pub(super) fn slot_ids(backends: &[Member]) -> Vec<u32> {
+    let chosen = || backends.iter().filter(|member| !member.draining);
+    let addresses: Vec<SocketAddr> = chosen().map(|member| member.address).collect();
+    let ids: Vec<u32> = chosen().map(|member| member.id).collect();
     maglev::slots(&addresses).into_iter().map(|index| ids[index as usize]).collect()
 }
 
 impl ServicePort {
-    fn id_of(&self, address: &SocketAddrV4) -> Option<u32> {
-        self.backends.get(address).or_else(|| self.lingering.get(address)).copied()
+    fn find(&self, address: SocketAddr) -> Option<usize> {
+        self.backends.binary_search_by_key(&address, |member| member.address).ok()
+    }
+
+    /// Whether the slots lead to the wanted backends.
+    fn has_chosen(&self, wanted: &ServicePortPlan) -> bool {
+        let chosen = self.backends.iter().filter(|member| !member.draining).map(|member| member.address);
+        self.verified && chosen.eq(wanted.backends.iter().map(|backend| backend.address))
     }
 
     /// Whether some frontend will not lead here any more. UDP flows that came by it must not go on, so all backends get new
     /// ids: a flow asks its backend whether it is current, not its frontend, which costs more.
     fn loses_frontend(&self, wanted: &ServicePortPlan) -> bool {
-        let kept: Vec<_> = wanted.frontends.iter().filter_map(key).collect();
-        self.frontends.iter().any(|frontend| !kept.contains(frontend))
+        self.frontends.iter().any(|frontend| !wanted.frontends.contains(frontend))
+    }
+
+    fn set(&mut self, settings: Settings, writes: &mut Vec<Write>) {
+        if self.settings.replace(settings) != Some(settings) {
+            writes.push(Write::Settings { service_port: self.id, settings });
+        }
     }
 }
 
@@ -150,8 +161,8 @@ impl State {
         let mut result = Reconciled::default();
         let mut removals = Vec::new();
 
-        for id in std::mem::take(&mut self.stray_backends) {
-            self.retire_backend(id, &mut removals);
+        for (family, id) in std::mem::take(&mut self.stray_backends) {
+            self.retire_backend(family, id, &mut removals);
         }
         for id in std::mem::take(&mut self.stray_names) {
             self.retire_id(id, &mut removals);
@@ -167,8 +178,7 @@ impl State {
                 result.changes.push(ServicePortChange::Removed { name });
             }
         }
-        // There are no maps for IPv6 yet.
-        for (name, wanted) in plan.service_ports.iter().filter(|(name, _)| name.family == Family::V4) {
+        for (name, wanted) in &plan.service_ports {
             let renew = self.service_ports.get(name).is_some_and(|port| port.loses_frontend(wanted));
             if let Err(of) = self.update_service_port(name, wanted, renew, &mut result, &mut removals) {
                 result.shortages.push(Shortage { service_port: name.clone(), of });
@@ -190,7 +200,8 @@ impl State {
             if self.service_ports.contains_key(name) {
                 continue;
             }
-            let old = wanted.frontends.iter().find_map(|frontend| unclaimed.get(self.frontends.get(&key(frontend)?)?));
+            let frontends = &self.families[name.family].frontends;
+            let old = wanted.frontends.iter().find_map(|frontend| unclaimed.get(frontends.get(frontend)?));
             let (Some(old), Some(label)) = (old, label(name)) else { continue };
             // Gone already when two new ports share out the frontends of an old one.
             let Some(port) = self.service_ports.remove(*old) else { continue };
@@ -208,24 +219,23 @@ impl State {
         removals: &mut Vec<Write>,
     ) -> Result<(), Resource> {
         let writes = &mut result.writes;
-        let addresses: Vec<SocketAddrV4> = wanted.backends.iter().filter_map(v4).collect();
-        let stays = |address: &SocketAddrV4| !renew && wanted.lingering.binary_search(&(*address).into()).is_ok();
-        let present = self.service_ports.get_mut(name);
-        if let Some(port) = present
+        let (family, settings) = (name.family, Settings::of(wanted));
+        let stays = |member: &Member| !renew && wanted.lingering.binary_search(&member.address).is_ok();
+        if let Some(port) = self.service_ports.get_mut(name)
             && !renew
-            && port.verified
-            && port.backends.keys().eq(addresses.iter())
+            && port.has_chosen(wanted)
         {
-            let gone: Vec<_> = port.lingering.extract_if(.., |address, _| !stays(address)).collect();
-            gone.into_iter().for_each(|(_, id)| self.retire_backend(id, removals));
+            port.set(settings, writes);
+            let gone: Vec<_> = port.backends.extract_if(.., |member| member.draining && !stays(member)).collect();
+            gone.into_iter().for_each(|member| self.retire_backend(family, member.id, removals));
             return Ok(());
         }
         let present = self.service_ports.get(name);
-        let is_added = |address: &&SocketAddrV4| renew || present.is_none_or(|port| port.id_of(address).is_none());
-        let added = addresses.iter().filter(is_added).count();
-        let label = label(name).ok_or(Resource::Name)?;
         let is_new = present.is_none();
-        let slots = self.make_room(is_new, added, maglev::len_for(addresses.len()), writes)?;
+        let known = |address| present.filter(|_| !renew).is_some_and(|port| port.find(address).is_some());
+        let unknown = wanted.backends.iter().filter(|backend| !known(backend.address)).count();
+        let label = label(name).ok_or(Resource::Name)?;
+        let slots = self.make_room(family, is_new, unknown, maglev::len_for(wanted.backends.len()), writes)?;
 
         let mut port = match self.service_ports.remove(name) {
             Some(port) => port,
@@ -234,18 +244,23 @@ impl State {
                 ..ServicePort::default()
             },
         };
-        let mut backends = BTreeMap::new();
-        for address in addresses {
-            let present = port.id_of(&address).filter(|_| !renew);
-            if present.is_some() {
-                port.backends.remove(&address);
-                port.lingering.remove(&address);
-            }
-            let id = match present {
-                Some(id) => id,
-                None => self.add_backend(address, name, port.id, writes)?,
+        let mut kept = vec![false; port.backends.len()];
+        let mut backends = Vec::with_capacity(wanted.backends.len());
+        let mut added = 0;
+        for &plan::Backend { address, .. } in &wanted.backends {
+            let id = if let Some(index) = port.find(address).filter(|_| !renew) {
+                kept[index] = true;
+                let Member { id, draining, .. } = port.backends[index];
+                if draining {
+                    added += 1;
+                    writes.push(self.backend_state(family, id, BackendState::Active));
+                }
+                id
+            } else {
+                added += 1;
+                self.add_backend(address, name, port.id, writes)?
             };
-            backends.insert(address, id);
+            backends.push(Member { address, id, draining: false });
         }
         if slots.len > 0 {
             writes.push(Write::Slots { start: slots.start, ids: slot_ids(&backends) });
@@ -253,24 +268,30 @@ impl State {
         if is_new {
             writes.push(Write::Name { service_port: port.id, name: Box::new(label) });
         }
+        port.set(settings, writes);
         writes.push(Write::Publish { service_port: port.id, slots });
-        let removed = std::mem::replace(&mut port.backends, backends);
-        result.changes.push(ServicePortChange::Backends {
-            name: name.clone(),
-            added,
-            removed: removed.len(),
-            backends: port.backends.len(),
-        });
-        let left = std::mem::take(&mut port.lingering).into_iter().chain(removed);
-        for (address, id) in left {
-            if stays(&address) {
-                port.lingering.insert(address, id);
-            } else {
-                self.retire_backend(id, removals);
+
+        let mut change = (added, 0, backends.len());
+        for (member, _) in std::mem::take(&mut port.backends).into_iter().zip(kept).filter(|(_, kept)| !kept) {
+            change.1 += usize::from(!member.draining);
+            if !stays(&member) {
+                self.retire_backend(family, member.id, removals);
+                continue;
             }
+            if !member.draining {
+                removals.push(self.backend_state(family, member.id, BackendState::Draining));
+            }
+            backends.push(Member { draining: true, ..member });
         }
+        backends.sort_unstable_by_key(|member| member.address);
+        let (added, removed, now) = change;
+        result.changes.push(ServicePortChange::Backends { name: name.clone(), added, removed, backends: now });
+        port.backends = backends;
         self.retire_slots(std::mem::replace(&mut port.slots, slots));
         port.verified = true;
+        if self.set_serving(port.id, slots.len > 0) {
+            self.doubtful_vips.extend(port.frontends.iter().map(|frontend| frontend.address));
+        }
         self.service_ports.insert(name.clone(), port);
         Ok(())
     }
@@ -279,6 +300,7 @@ impl State {
     /// taken back if there is no room otherwise.
     fn make_room(
         &mut self,
+        family: Family,
         new_port: bool,
         backends: usize,
         slots: usize,
@@ -289,7 +311,7 @@ impl State {
             if new_port && state.service_port_ids.available() == 0 {
                 return Err(Resource::ServicePorts);
             }
-            if state.backend_ids.available() < backends {
+            if state.families[family].backend_ids.available() < backends {
                 return Err(Resource::Backends);
             }
             if len == 0 {
@@ -318,25 +340,19 @@ impl State {
 
     fn add_backend(
         &mut self,
-        address: SocketAddrV4,
+        address: SocketAddr,
         name: &ServicePortName,
         service_port: u32,
         writes: &mut Vec<Write>,
     ) -> Result<u32, Resource> {
-        let id = self.backend_ids.allocate().ok_or(Resource::Backends)?;
+        let family = &mut self.families[name.family];
+        let id = family.backend_ids.allocate().ok_or(Resource::Backends)?;
         let index = id as usize;
-        self.generations.resize(self.generations.len().max(index + 1), 0);
-        self.generations[index] = self.generations[index].wrapping_add(1);
-        let backend = Backend4 {
-            address: (*address.ip()).into(),
-            port: address.port(),
-            protocol: name.protocol,
-            reserved: Zero::ZERO,
-            generation: self.generations[index],
-            state: BackendState::Active,
-            service_port,
-            reserved_2: Zero::ZERO,
-        };
+        family.generations.resize(family.generations.len().max(index + 1), 0);
+        // Never 0, which is that of an entry that was never used.
+        family.generations[index] = family.generations[index].wrapping_add(1).max(1);
+        let (generation, state) = (family.generations[index], BackendState::Active);
+        let backend = Backend { address, protocol: name.protocol, generation, state, service_port };
         writes.push(Write::Backend { id, backend });
         Ok(id)
     }
@@ -345,63 +361,93 @@ impl State {
         let Some(port) = self.service_ports.remove(name) else { return false };
         // Its frontends are not in the plan either: they are removed before what is listed here.
         self.retire_id(port.id, removals);
-        for id in port.backends.into_values().chain(port.lingering.into_values()) {
-            self.retire_backend(id, removals);
+        for member in port.backends {
+            self.retire_backend(name.family, member.id, removals);
         }
         self.retire_slots(port.slots);
         true
     }
 
     /// `before`: the frontends of all service ports that the plan speaks of, and those that lead nowhere.
-    fn update_frontends(&mut self, before: Vec<FrontendKey4>, plan: &Plan, result: &mut Reconciled) {
+    fn update_frontends(&mut self, before: Vec<Frontend>, plan: &Plan, result: &mut Reconciled) {
         let mut wanted = HashMap::new();
         for (name, port) in &plan.service_ports {
             // Without an id there was no room for it, and it is reported already.
             let Some(id) = self.service_ports.get(name).map(|port| port.id) else { continue };
-            for frontend in &port.frontends {
-                if let Some(key) = key(frontend) {
-                    wanted.insert(key, (id, name));
-                }
-            }
+            wanted.extend(port.frontends.iter().map(|&frontend| (frontend, (id, name))));
         }
         let writes = &mut result.writes;
 
         // Fresh entries first: they need no memory that this very plan frees.
-        let mut fresh: Vec<_> = wanted.iter().filter(|(key, _)| !self.frontends.contains_key(key)).collect();
-        fresh.sort_by_key(|(key, _)| (key.address, key.port, key.protocol, key.scope));
+        let present = |frontend: &Frontend| self.frontend(frontend);
+        let mut fresh: Vec<_> = wanted.iter().filter(|(frontend, _)| present(frontend).is_none()).collect();
+        fresh.sort_by_key(|(frontend, _)| **frontend);
         if !fresh.is_empty() && self.frees_frontends() {
             self.wait_for_frontends(writes);
         }
-        for (&key, &(id, name)) in fresh {
-            if self.frontends.len() >= self.limits.frontends as usize {
+        for (&frontend, &(id, name)) in fresh {
+            let frontends = &mut self.families[name.family].frontends;
+            if frontends.len() >= self.limits.frontends as usize {
                 result.shortages.push(Shortage { service_port: name.clone(), of: Resource::Frontends });
                 continue;
             }
-            writes.push(Write::Frontend { key, service_port: id });
-            self.frontends.insert(key, id);
+            writes.push(Write::Frontend { frontend, service_port: id });
+            frontends.insert(frontend, id);
+            self.doubtful_vips.push(frontend.address);
         }
-        for (&key, &(id, _)) in &wanted {
-            if self.frontends.get(&key).is_some_and(|&present| present != id) {
+        for (&frontend, &(id, _)) in &wanted {
+            if self.frontend(&frontend).is_some_and(|present| present != id) {
                 // Replacing an entry frees the old one.
                 if self.frees_frontends() {
                     self.wait_for_frontends(writes);
                 }
-                writes.push(Write::Frontend { key, service_port: id });
-                self.frontends.insert(key, id);
+                writes.push(Write::Frontend { frontend, service_port: id });
+                self.families[Family::of(frontend.address)].frontends.insert(frontend, id);
+                self.doubtful_vips.push(frontend.address);
                 self.retired.frontends = true;
             }
         }
-        for key in before {
-            if !wanted.contains_key(&key) && self.frontends.remove(&key).is_some() {
-                writes.push(Write::RemoveFrontend { key });
+        let mut removals = Vec::new();
+        for frontend in before {
+            let frontends = &mut self.families[Family::of(frontend.address)].frontends;
+            if !wanted.contains_key(&frontend) && frontends.remove(&frontend).is_some() {
+                removals.push(Write::RemoveFrontend { frontend });
+                self.doubtful_vips.push(frontend.address);
                 self.retired.frontends = true;
             }
         }
+        // As long as an address is in the map, packets to ports without a frontend may be refused.
+        self.update_vips(writes);
+        writes.append(&mut removals);
         for (name, port) in &plan.service_ports {
             let Some(present) = self.service_ports.get_mut(name) else { continue };
-            let id = present.id;
-            let leads_here = |key: &FrontendKey4| self.frontends.get(key) == Some(&id);
-            present.frontends = port.frontends.iter().filter_map(key).filter(leads_here).collect();
+            let (id, frontends) = (present.id, &self.families[name.family].frontends);
+            let leads_here = |frontend: &&Frontend| frontends.get(frontend) == Some(&id);
+            present.frontends = port.frontends.iter().filter(leads_here).copied().collect();
+        }
+    }
+
+    fn frontend(&self, frontend: &Frontend) -> Option<u32> {
+        self.families[Family::of(frontend.address)].frontends.get(frontend).copied()
+    }
+
+    fn update_vips(&mut self, writes: &mut Vec<Write>) {
+        let mut addresses = std::mem::take(&mut self.doubtful_vips);
+        addresses.sort_unstable();
+        addresses.dedup();
+        for address in addresses {
+            let flags = self.vip_flags(address);
+            let vips = &mut self.families[Family::of(address)].vips;
+            if vips.get(&address).copied() == flags {
+                continue;
+            }
+            if let Some(flags) = flags {
+                vips.insert(address, flags);
+                writes.push(Write::Vip { address, flags });
+            } else {
+                vips.remove(&address);
+                writes.push(Write::RemoveVip { address });
+            }
         }
     }
 
@@ -416,9 +462,13 @@ impl State {
         self.waiting.frontends = false;
     }
 
-    fn retire_backend(&mut self, id: u32, removals: &mut Vec<Write>) {
-        removals.push(Write::RemoveBackend { id });
-        self.retired.backends.push(id);
+    fn backend_state(&self, family: Family, id: u32, state: BackendState) -> Write {
+        Write::BackendState { family, id, generation: self.families[family].generations[id as usize], state }
+    }
+
+    fn retire_backend(&mut self, family: Family, id: u32, removals: &mut Vec<Write>) {
+        removals.push(self.backend_state(family, id, BackendState::Removed));
+        self.retired.backends.push((family, id));
     }
 
     fn retire_id(&mut self, service_port: u32, removals: &mut Vec<Write>) {
@@ -432,22 +482,6 @@ impl State {
             self.retired.slots.push(slots);
         }
     }
-}
-
-fn v4(backend: &plan::Backend) -> Option<SocketAddrV4> {
-    match backend.address {
-        SocketAddr::V4(address) => Some(address),
-        SocketAddr::V6(_) => None,
-    }
-}
-
-fn key(frontend: &plan::Frontend) -> Option<FrontendKey4> {
-    let IpAddr::V4(address) = frontend.address else { return None };
-    let scope = match frontend.scope {
-        plan::Scope::Cluster => Scope::Cluster,
-        plan::Scope::External => Scope::External,
-    };
-    Some(FrontendKey4 { address: address.into(), port: frontend.port, protocol: frontend.protocol, scope })
 }
 
 fn label(name: &ServicePortName) -> Option<ServiceName> {

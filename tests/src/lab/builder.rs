@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Lab, Node, Outside};
-use crate::addresses;
+use crate::addresses::{self, Family};
 use crate::apiserver::{self, ApiServer};
 use crate::manifests::ManifestFolder;
 use crate::namespace::Namespace;
@@ -16,7 +16,7 @@ use crate::wiring::{Options, Topology, Wiring};
 /// A lab that does not exist yet.
 pub struct LabBuilder {
     nodes: Vec<NodePlan>,
-    fixed: BTreeMap<String, IpAddr>,
+    fixed: BTreeMap<String, Vec<IpAddr>>,
     outside: bool,
     options: Options,
     pcap: bool,
@@ -31,13 +31,22 @@ struct NodePlan {
 
 impl Default for LabBuilder {
     fn default() -> Self {
-        let options = Options { tx_checksum_offload: true, strict_rp_filter: false };
+        let families = &[Family::V4, Family::V6];
+        let options = Options { families, tx_checksum_offload: true, strict_rp_filter: false };
         Self { nodes: Vec::new(), fixed: BTreeMap::new(), outside: false, options, pcap: true, api: None }
     }
 }
 
 impl LabBuilder {
-    /// A node with its pods. Pods get ascending addresses from .10 of the node's pod network.
+    /// The families of which every node, pod and client has an address; the first is the primary. Both by default, IPv4
+    /// first.
+    #[must_use]
+    pub fn families(mut self, families: &'static [Family]) -> Self {
+        self.options.families = families;
+        self
+    }
+
+    /// A node with its pods. Pods get ascending addresses from .10 of the node's pod networks.
     #[must_use]
     pub fn node<P: Into<String>>(mut self, name: &str, topology: Topology, pods: impl IntoIterator<Item = P>) -> Self {
         let pods = pods.into_iter().map(Into::into).collect();
@@ -45,10 +54,10 @@ impl LabBuilder {
         self
     }
 
-    /// Gives a pod this address, which must be in its node's pod network.
+    /// Gives a pod this address, which must be in its node's pod network, in place of the one of its family.
     #[must_use]
     pub fn fixed_address(mut self, pod: &str, address: IpAddr) -> Self {
-        self.fixed.insert(pod.to_owned(), address);
+        self.fixed.entry(pod.to_owned()).or_default().push(address);
         self
     }
 
@@ -81,7 +90,7 @@ impl LabBuilder {
         self
     }
 
-    /// An API server in the fabric, see [`Lab::api`], which knows the lab's nodes and from which agents read.
+    /// An API server in the fabric, at an address of the primary family, see [`Lab::api`], which knows the lab's nodes and from which agents read.
     #[must_use]
     pub fn api(self) -> Self {
         self.api_with(apiserver::Options::default())
@@ -97,6 +106,8 @@ impl LabBuilder {
     /// Makes the lab.
     pub fn build(self) -> Result<Lab> {
         ensure!(crate::is_root(), "a lab needs root: it makes network namespaces");
+        let families = self.options.families;
+        let primary = *families.first().context("a lab has addresses of at least one family")?;
         let known = |pod: &String| self.nodes.iter().any(|node| node.pods.contains(pod));
         if let Some(stranger) = self.fixed.keys().find(|pod| !known(pod)) {
             bail!("the lab has no pod '{stranger}' to give a fixed address");
@@ -104,15 +115,17 @@ impl LabBuilder {
         let reaper = Reaper::start()?;
         let namespace = |suffix: &str| Namespace::named(format!("{}-{suffix}", reaper.lab()));
         let fabric = namespace("fabric");
-        let mut wiring = Wiring::default();
+        let mut wiring = Wiring::after(0, self.options);
         wiring.fabric(&fabric);
-        let outside =
-            self.outside.then(|| Outside { namespace: namespace("outside"), address: addresses::outside().address });
+        let outside = self.outside.then(|| Outside {
+            namespace: namespace("outside"),
+            addresses: families.iter().map(|&family| addresses::outside(family).address).collect(),
+        });
         if let Some(outside) = &outside {
             wiring.outside(outside.namespace(), &fabric);
         }
         if self.api.is_some() {
-            wiring.api_server(&fabric);
+            wiring.api_server(&fabric, addresses::api_server(primary).ip());
         }
         let mut lab = Lab {
             manifests: ManifestFolder::create(&reaper.directory().join("manifests"))?,
@@ -133,15 +146,15 @@ impl LabBuilder {
             wiring.node(number, &plan.name, plan.topology, node.namespace(), &lab.fabric);
             lab.nodes.push(node);
             for name in &plan.pods {
-                let address = self.fixed.get(name).copied();
-                let pod = lab.plan_pod(lab.nodes.len() - 1, name, address, &mut wiring)?;
+                let fixed = self.fixed.get(name).map_or(&[][..], Vec::as_slice);
+                let pod = lab.plan_pod(lab.nodes.len() - 1, name, fixed, &mut wiring)?;
                 lab.pods.push(pod);
             }
         }
         lab.veth_pairs = wiring.pairs();
-        wiring.apply(self.options)?;
+        wiring.apply()?;
         if let Some(options) = self.api {
-            let api = ApiServer::start(Some(&lab.fabric), addresses::api_server(), options)?;
+            let api = ApiServer::start(Some(&lab.fabric), addresses::api_server(primary), options)?;
             let kubeconfig = lab.directory().join("kubeconfig");
             api.kubeconfig(&kubeconfig)?;
             for node in &mut lab.nodes {

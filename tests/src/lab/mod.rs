@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use self::builder::LabBuilder;
 pub use self::node::Node;
+use crate::addresses::Family;
 use crate::apiserver::ApiServer;
 use crate::manifests::ManifestFolder;
 use crate::namespace::Namespace;
@@ -39,7 +40,8 @@ pub struct Lab {
 pub struct Pod {
     name: String,
     namespace: Namespace,
-    address: IpAddr,
+    /// One of each family of the lab, the primary first.
+    addresses: Vec<IpAddr>,
     node: String,
     interface: String,
 }
@@ -48,7 +50,8 @@ pub struct Pod {
 #[derive(Clone, Debug)]
 pub struct Outside {
     namespace: Namespace,
-    address: IpAddr,
+    /// One of each family of the lab, the primary first.
+    addresses: Vec<IpAddr>,
 }
 
 impl Lab {
@@ -86,6 +89,12 @@ impl Lab {
     #[must_use]
     pub fn outside(&self) -> &Outside {
         self.outside.as_ref().expect("the lab has no outside client: call `.outside()` on its builder")
+    }
+
+    /// The families of which everything in the lab has an address, the primary first.
+    #[must_use]
+    pub fn families(&self) -> &'static [Family] {
+        self.options.families
     }
 
     /// All nodes, in the order in which they were asked for.
@@ -149,10 +158,10 @@ impl Lab {
     pub fn add_pod(&mut self, node: &str, name: &str) -> Result<&Pod> {
         let number = self.nodes.iter().position(|known| known.name() == node);
         let number = number.with_context(|| format!("the lab has no node '{node}'"))?;
-        let mut wiring = Wiring::after(self.veth_pairs);
-        let pod = self.plan_pod(number, name, None, &mut wiring)?;
+        let mut wiring = Wiring::after(self.veth_pairs, self.options);
+        let pod = self.plan_pod(number, name, &[], &mut wiring)?;
         self.veth_pairs = wiring.pairs();
-        wiring.apply(self.options)?;
+        wiring.apply()?;
         self.pods.push(pod);
         self.pods.last().context("the pod was just added")
     }
@@ -174,27 +183,31 @@ impl Lab {
         report::print(self, &self.test);
     }
 
-    /// The pod that `wiring` will make on the node at `index`.
-    fn plan_pod(&self, index: usize, name: &str, address: Option<IpAddr>, wiring: &mut Wiring) -> Result<Pod> {
+    /// The pod that `wiring` will make on the node at `index`, with these addresses or else free ones.
+    fn plan_pod(&self, index: usize, name: &str, fixed: &[IpAddr], wiring: &mut Wiring) -> Result<Pod> {
         let node = &self.nodes[index];
         ensure!(self.pods.iter().all(|pod| pod.name != name), "the lab has two pods named '{name}'");
-        let taken = |address: &IpAddr| self.pods.iter().any(|pod| pod.address == *address);
-        let address = match address {
-            Some(address) => address,
-            None => {
-                let mut free = (0..).map(|index| addresses::pod(node.number(), index));
-                free.find(|address| !taken(address)).context("a free address")?
-            }
+        let taken = |address: &IpAddr| self.pods.iter().any(|pod| pod.addresses.contains(address));
+        let planned = |index| -> Vec<IpAddr> {
+            let families = self.options.families.iter();
+            let fixed = |family| fixed.iter().copied().find(|&address| Family::of(address) == family);
+            families
+                .map(|&family| fixed(family).unwrap_or_else(|| addresses::pod(family, node.number(), index)))
+                .collect()
         };
-        ensure!(!taken(&address), "the lab has two pods at {address}");
+        if let Some(address) = fixed.iter().find(|address| taken(address)) {
+            bail!("the lab has two pods at {address}");
+        }
+        let mut plans = (0..).map(planned);
+        let addresses = plans.find(|plan| !plan.iter().any(taken)).context("free addresses")?;
         // An interface's name has at most 15 characters.
         let interface = match format!("veth-{name}") {
             readable if readable.len() <= 15 => readable,
             _ => format!("veth{}", wiring.pairs()),
         };
         let namespace = Namespace::named(format!("{}-{name}", node.namespace().name()));
-        wiring.pod(&namespace, address, (node.number(), node.topology(), node.namespace()), &interface);
-        Ok(Pod { name: name.to_owned(), namespace, address, node: node.name().to_owned(), interface })
+        wiring.pod(&namespace, &addresses, (node.number(), node.topology(), node.namespace()), &interface);
+        Ok(Pod { name: name.to_owned(), namespace, addresses, node: node.name().to_owned(), interface })
     }
 }
 
@@ -219,10 +232,20 @@ impl Pod {
         &self.namespace
     }
 
-    /// The pod's address.
+    /// The pod's address of the lab's primary family.
     #[must_use]
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.addresses[0]
+    }
+
+    /// The pod's address of this family.
+    ///
+    /// # Panics
+    ///
+    /// When the lab has no addresses of this family.
+    #[must_use]
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        of_family(&self.addresses, family)
     }
 
     /// The name of the node that the pod is on.
@@ -237,14 +260,24 @@ impl Pod {
         &self.interface
     }
 
-    /// Serves HTTP on the pod's address, under the pod's name.
+    /// Serves HTTP on the pod's address of the primary family, under the pod's name.
     pub fn http_server(&self, port: u16) -> Result<HttpServer> {
-        HttpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address, port))
+        HttpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address(), port))
     }
 
-    /// Serves UDP on the pod's address, under the pod's name.
+    /// The same on the pod's address of this family.
+    pub fn http_server_of(&self, family: Family, port: u16) -> Result<HttpServer> {
+        HttpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address_of(family), port))
+    }
+
+    /// Serves UDP on the pod's address of the primary family, under the pod's name.
     pub fn udp_server(&self, port: u16) -> Result<UdpServer> {
-        UdpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address, port))
+        UdpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address(), port))
+    }
+
+    /// The same on the pod's address of this family.
+    pub fn udp_server_of(&self, family: Family, port: u16) -> Result<UdpServer> {
+        UdpServer::start(&self.namespace, &self.name, SocketAddr::new(self.address_of(family), port))
     }
 }
 
@@ -255,11 +288,27 @@ impl Outside {
         &self.namespace
     }
 
-    /// The client's address.
+    /// The client's address of the lab's primary family.
     #[must_use]
     pub fn address(&self) -> IpAddr {
-        self.address
+        self.addresses[0]
     }
+
+    /// The client's address of this family.
+    ///
+    /// # Panics
+    ///
+    /// When the lab has no addresses of this family.
+    #[must_use]
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        of_family(&self.addresses, family)
+    }
+}
+
+/// The address of this family.
+fn of_family(addresses: &[IpAddr], family: Family) -> IpAddr {
+    let found = addresses.iter().copied().find(|&address| Family::of(address) == family);
+    found.unwrap_or_else(|| panic!("the lab has no addresses of {family:?}: see `.families(..)` of its builder"))
 }
 
 /// The workspace's target folder.

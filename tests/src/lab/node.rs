@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::Lab;
-use crate::addresses::{self, Prefix};
+use crate::addresses::{self, Family, Prefix};
 use crate::agent::{self, Agent};
 use crate::command;
 use crate::deadline::{AGENT_READY, SYNC, wait_until};
@@ -21,6 +21,7 @@ pub struct Node {
     name: String,
     number: u8,
     topology: Topology,
+    families: &'static [Family],
     namespace: Namespace,
     bpffs: PathBuf,
     directory: PathBuf,
@@ -35,6 +36,7 @@ impl Node {
             name: name.to_owned(),
             number,
             topology,
+            families: lab.families(),
             namespace: Namespace::named(format!("{}-{name}", lab.name())),
             bpffs: lab.reaper.bpffs().join(name),
             directory: lab.directory(),
@@ -67,34 +69,46 @@ impl Node {
         &self.namespace
     }
 
-    /// The node's address on its uplink `eth0`.
+    /// The node's address on its uplink `eth0`, of the lab's primary family.
     #[must_use]
     pub fn address(&self) -> IpAddr {
-        addresses::node(self.number).address
+        self.address_of(self.families[0])
+    }
+
+    /// The node's address on its uplink, of this family.
+    ///
+    /// # Panics
+    ///
+    /// When the lab has no addresses of this family.
+    #[must_use]
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        let addresses: Vec<_> =
+            self.families.iter().map(|&family| addresses::node(family, self.number).address).collect();
+        super::of_family(&addresses, family)
     }
 
     /// The node as an object of the API.
     #[must_use]
     pub fn object(&self) -> Value {
         let labels = json!({ "kubernetes.io/hostname": self.name, "topology.kubernetes.io/zone": "lab" });
-        let addresses = json!([
-            { "type": "InternalIP", "address": self.address() },
-            { "type": "Hostname", "address": self.name },
-        ]);
-        let pods = self.pod_network().to_string();
+        let families = self.families.iter();
+        let internal = families.clone().map(|&family| ("InternalIP", self.address_of(family).to_string()));
+        let addresses = internal.chain([("Hostname", self.name.clone())]);
+        let addresses: Vec<_> = addresses.map(|(kind, address)| json!({ "type": kind, "address": address })).collect();
+        let pods: Vec<_> = families.map(|&family| self.pod_network(family).to_string()).collect();
         json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": { "name": self.name, "labels": labels },
-            "spec": { "podCIDR": pods, "podCIDRs": [pods] },
+            "spec": { "podCIDR": pods[0], "podCIDRs": pods },
             "status": { "addresses": addresses, "conditions": [{ "type": "Ready", "status": "True" }] },
         })
     }
 
     /// The network of the node's pods.
     #[must_use]
-    pub fn pod_network(&self) -> Prefix {
-        addresses::pod_network(self.number)
+    pub fn pod_network(&self, family: Family) -> Prefix {
+        addresses::pod_network(family, self.number)
     }
 
     /// The folder under /sys/fs/bpf where the node's agent pins.
@@ -157,9 +171,15 @@ impl Node {
 
     /// Runs the CLI on the node, for instance `viaduct(&["service", "list", "-o", "json"])`; returns what it printed.
     pub fn viaduct(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.namespace.command(agent::binary()?);
-        command::run(command.args(arguments).arg("--bpffs").arg(&self.bpffs))
+        command::run(self.viaduct_command()?.args(arguments).arg("--bpffs").arg(&self.bpffs))
             .with_context(|| format!("on {}", self.name))
+    }
+
+    /// The `viaduct` program on the node, without arguments, and with no variable that would change what it prints.
+    pub fn viaduct_command(&self) -> Result<Command> {
+        let mut command = self.namespace.command(agent::binary()?);
+        command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
+        Ok(command)
     }
 
     /// Asks the CLI again and again, for instance `wait_for(&["backend", "list"], "web4 is gone", ..)`, until `accept`

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::addresses::Family;
 use crate::lab::Pod;
 
 /// A folder of manifests, one file per object.
@@ -172,17 +173,28 @@ impl EndpointSliceManifest {
     /// A slice without ports and endpoints, named `<service>-1`, of IPv4 addresses until an endpoint says otherwise.
     #[must_use]
     pub fn new(namespace: &str, service: &str) -> Self {
+        Self::named(namespace, service, "1", Family::V4)
+    }
+
+    /// The same of this family, named `<service>-ipv4` or `<service>-ipv6`: a service of two families has a slice of each.
+    #[must_use]
+    pub fn of_family(namespace: &str, service: &str, family: Family) -> Self {
+        let suffix = if family == Family::V4 { "ipv4" } else { "ipv6" };
+        Self::named(namespace, service, suffix, family)
+    }
+
+    fn named(namespace: &str, service: &str, suffix: &str, family: Family) -> Self {
         let labels = json!({
             "app": service,
             "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
             "kubernetes.io/service-name": service,
         });
         Self(json!({
-            "addressType": "IPv4",
+            "addressType": if family == Family::V4 { "IPv4" } else { "IPv6" },
             "apiVersion": "discovery.k8s.io/v1",
             "endpoints": [],
             "kind": "EndpointSlice",
-            "metadata": metadata(namespace, &format!("{service}-1"), &labels),
+            "metadata": metadata(namespace, &format!("{service}-{suffix}"), &labels),
             "ports": [],
         }))
     }
@@ -194,10 +206,11 @@ impl EndpointSliceManifest {
         self
     }
 
-    /// Adds ready pods.
+    /// Adds ready pods, each by its address of the slice's family.
     #[must_use]
     pub fn pods<'a>(self, pods: impl IntoIterator<Item = &'a Pod>) -> Self {
-        pods.into_iter().map(Endpoint::of).fold(self, Self::endpoint)
+        let family = if self.0["addressType"] == "IPv6" { Family::V6 } else { Family::V4 };
+        pods.into_iter().map(|pod| Endpoint::of_family(pod, family)).fold(self, Self::endpoint)
     }
 
     /// Adds an endpoint.
@@ -219,11 +232,21 @@ impl EndpointSliceManifest {
 }
 
 impl Endpoint {
-    /// A ready endpoint that a pod of the lab is.
+    /// A ready endpoint that a pod of the lab is, by its address of the lab's primary family.
     #[must_use]
     pub fn of(pod: &Pod) -> Self {
+        Self::of_pod(pod, pod.address())
+    }
+
+    /// The same by the pod's address of this family.
+    #[must_use]
+    pub fn of_family(pod: &Pod, family: Family) -> Self {
+        Self::of_pod(pod, pod.address_of(family))
+    }
+
+    fn of_pod(pod: &Pod, address: IpAddr) -> Self {
         let target = json!({ "kind": "Pod", "name": pod.name(), "namespace": "default", "uid": uid(pod.name()) });
-        Self::at(pod.address()).set("/nodeName", pod.node()).set("/targetRef", target)
+        Self::at(address).set("/nodeName", pod.node()).set("/targetRef", target)
     }
 
     /// A ready endpoint at an address, on no known node.

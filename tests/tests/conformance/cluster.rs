@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use lb_common::abi::{FrontendKey4, Scope};
 use lb_userspace::dataplane::{Maps, Pins};
+use lb_userspace::plan::{Frontend, Scope};
 use viaduct_tests::Protocol::{self, Tcp, Udp};
 use viaduct_tests::client::udp_exchange;
 use viaduct_tests::deadline::SYNC;
@@ -257,21 +257,21 @@ pub(crate) fn asked(socket: &UdpSocket) -> String {
 
 /// Where a node sends new clients of this frontend, by its maps; none if it has no such frontend.
 fn behind(node: &Node, vip: &str, protocol: Protocol) -> Option<BTreeSet<SocketAddr>> {
-    let SocketAddr::V4(vip) = at(vip) else { panic!("{vip} is no IPv4 address") };
+    let vip = at(vip);
     let protocol = match protocol {
         Tcp => lb_common::Protocol::Tcp,
         Udp => lb_common::Protocol::Udp,
         Protocol::Sctp => lb_common::Protocol::Sctp,
     };
     let maps = Maps::open(&Pins::new(node.bpffs()), false).unwrap();
-    let key = FrontendKey4 { address: (*vip.ip()).into(), port: vip.port(), protocol, scope: Scope::Cluster };
-    let (_, service_port) = maps.frontends().unwrap().into_iter().find(|(frontend, _)| *frontend == key)?;
-    let slots = maps.slots(maps.slots_of(service_port));
-    let address = |id| {
-        let backend = maps.backend(id).unwrap();
-        SocketAddrV4::new(backend.address.into(), backend.port).into()
+    let wanted = Frontend { address: vip.ip(), port: vip.port(), protocol, scope: Scope::Cluster };
+    let (_, service_port) = maps.frontends().unwrap().into_iter().find(|(frontend, _)| *frontend == wanted)?;
+    let slots = maps.slots(maps.service_port(service_port).slots);
+    let backend = |id| match vip {
+        SocketAddr::V4(_) => maps.v4.backend(id),
+        SocketAddr::V6(_) => maps.v6.backend(id),
     };
-    Some(slots.into_iter().map(address).collect())
+    Some(slots.into_iter().map(|id| backend(id).unwrap().unwrap().address).collect())
 }
 
 /// Addresses of the clients that the servers saw.

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod adoption;
 mod changes;
 mod counting;
 mod ports;
@@ -10,8 +11,8 @@ mod translation;
 use std::net::SocketAddr;
 
 use lb_common::abi::Reason;
-use lb_common::{Protocol, Tuple4};
-use viaduct_tests::datapath::{Datapath, Output, Verdict};
+use lb_common::{InterfaceIndex, Protocol, Tuple4};
+use viaduct_tests::datapath::{Datapath, LO, Output, Verdict};
 use viaduct_tests::packet::{self, TcpFlags};
 
 const CLIENT: &str = "10.244.1.10:40000";
@@ -65,7 +66,7 @@ fn tuple(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Tuple4 {
         source_port: from.port(),
         destination_port: to.port(),
         protocol,
-        reserved: lb_common::tuple::Zero::ZERO,
+        interface: InterfaceIndex::new(LO),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use aya::maps::{HashMap, Map, MapData};
 use lb_common::Protocol;
 use lb_common::abi::{Hook, Reason};
 use viaduct_tests::datapath::{Datapath, Verdict};
@@ -17,10 +16,9 @@ fn a_flow_that_lost_its_mirror_gets_it_back() {
     for build in [FIRST_PACKETS[1].1, FIRST_PACKETS[2].1] {
         let mut datapath = datapath();
         let backend = destination(&datapath.from_pod(build(at(CLIENT), at(VIP))).unwrap().frame);
-        let mut flows = flow_table(&datapath);
-        for (key, flow) in datapath.maps.flows().unwrap() {
+        for (key, flow) in datapath.maps.v4.flows.entries().unwrap() {
             if flow.hook == Hook::ToPod {
-                flows.remove(&zerocopy::transmute!(key)).unwrap();
+                datapath.maps.v4.flows.remove(&key).unwrap();
             }
         }
         // The mirror is seen after when there was a pause, not with every packet.
@@ -50,23 +48,15 @@ fn a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back() {
         datapath.serve("dns", Protocol::Udp, at(VIP), &[at(BACKENDS[0])]).unwrap();
         datapath.serve("dns-too", Protocol::Udp, other_vip, &[at(BACKENDS[0])]).unwrap();
         datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-        let mut flows = flow_table(&datapath);
-        for (key, mut flow) in datapath.maps.flows().unwrap() {
+        for (key, mut flow) in datapath.maps.v4.flows.entries().unwrap() {
             if idle_halves.contains(&flow.hook) {
                 flow.last_seen = 0;
-                let (key, flow): ([u8; 16], [u8; 56]) = (zerocopy::transmute!(key), zerocopy::transmute!(flow));
-                flows.insert(key, flow, 0).unwrap();
+                datapath.maps.v4.flows.insert(&key, &flow).unwrap();
             }
         }
         let other = datapath.from_pod(packet::udp(at(CLIENT), other_vip, b"")).unwrap();
         assert_eq!(other.verdict, expected, "idle: {idle_halves:?}");
     }
-}
-
-/// The flow table, for taking entries out and changing them.
-fn flow_table(datapath: &Datapath) -> HashMap<MapData, [u8; 16], [u8; 56]> {
-    let map = MapData::from_pin(datapath.pins().map("FLOWS_4")).unwrap();
-    HashMap::try_from(Map::from_map_data(map).unwrap()).unwrap()
 }
 
 #[test]
@@ -83,7 +73,7 @@ fn a_closed_connection_does_not_disturb_one_that_dials_the_backend_directly_from
         assert_eq!(datapath.from_pod(direct.clone()).unwrap(), passed(direct, 0), "{ends}");
         let answer = packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"");
         assert_eq!(datapath.to_pod(answer.clone()).unwrap(), passed(answer, 0), "{ends}");
-        assert_eq!(datapath.maps.flows().unwrap(), [], "{ends}: both halves are gone");
+        assert_eq!(datapath.maps.v4.flows.entries().unwrap(), [], "{ends}: both halves are gone");
     }
 }
 
@@ -138,5 +128,5 @@ fn a_closed_connection_gives_its_ports_back() {
     assert_eq!(destination(&datapath.from_pod(syn(other_vip)).unwrap().frame), backend);
     let reply = datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"")).unwrap();
     assert_eq!(reply.frame, packet::tcp(other_vip, at(CLIENT), TcpFlags::SYN_ACK, b""));
-    assert_eq!(datapath.maps.flows().unwrap().len(), 2, "nothing is left of the first connection");
+    assert_eq!(datapath.maps.v4.flows.entries().unwrap().len(), 2, "nothing is left of the first connection");
 }

@@ -47,14 +47,14 @@ fn the_backend_is_the_one_that_hash_and_slots_say_also_after_the_flow_was_lost()
     needs_root!();
     let mut datapath = datapath();
     let id = datapath.maps.frontends().unwrap().iter().find(|(key, _)| key.protocol == Protocol::Tcp).unwrap().1;
-    let slots = datapath.maps.slots(datapath.maps.slots_of(id));
+    let slots = datapath.maps.slots(datapath.maps.service_port(id).slots);
     for port in 1024..1324 {
         let client = SocketAddr::new(at(CLIENT).ip(), port);
         let tuple = tuple(client, at(VIP), Protocol::Tcp);
         let slot = hash::slot(hash::selection(&tuple, SEED, 0), u32::try_from(slots.len()).unwrap());
-        let expected = datapath.maps.backend(slots[slot as usize]).unwrap();
+        let expected = datapath.maps.v4.backend(slots[slot as usize]).unwrap().unwrap().address;
         let sent = datapath.from_pod(packet::tcp(client, at(VIP), TcpFlags::SYN, b"")).unwrap();
-        assert_eq!(destination(&sent.frame), SocketAddr::from((expected.address.octets, expected.port)));
+        assert_eq!(destination(&sent.frame), expected);
     }
 }
 
@@ -93,7 +93,7 @@ fn packets_for_no_service_leave_as_they_came() {
             assert_eq!(datapath.to_pod(input).unwrap(), passed(frame.clone(), mark), "{case}, to_pod");
         }
     }
-    assert_eq!(datapath.maps.flows().unwrap(), [], "no flow was made");
+    assert_eq!(datapath.maps.v4.flows.entries().unwrap(), [], "no flow was made");
 }
 
 #[test]

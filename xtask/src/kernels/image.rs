@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{setup, workspace};
+use crate::{packages, setup, workspace};
 
 /// An unpacked kernel.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ fn fetch(series: &str, cache: &Path) -> Result<String> {
         Some(package) => package,
         None => {
             if setup::is_root() {
-                setup::update_lists()?;
+                packages::update_lists()?;
             }
             search(series)?
                 .with_context(|| format!("apt knows no stock kernel {series} (apt-cache search linux-image)"))?

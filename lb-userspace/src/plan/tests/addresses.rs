@@ -183,10 +183,5 @@ fn session_affinity_applies_to_every_address_of_a_service() {
     let plan = planned(&[service], &slices());
     assert_eq!(plan.service_ports.len(), 2);
     assert!(plan.service_ports.values().all(|port| port.affinity == Some(Duration::from_secs(5))), "{plan:?}");
-    assert_eq!(
-        problems(&plan),
-        [
-            "Service default/web: spec.sessionAffinity: ClientIP is not kept yet: each connection of a client goes to any endpoint"
-        ]
-    );
+    assert_eq!(plan.problems, []);
 }

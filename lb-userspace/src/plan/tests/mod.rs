@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use super::*;
 use crate::model::{Endpoint, EndpointSlice, Node, Origin, SlicePort, Topology};
 
-use Protocol::{Tcp, Udp};
+use Protocol::{Sctp, Tcp, Udp};
 
 mod addresses;
 mod properties;

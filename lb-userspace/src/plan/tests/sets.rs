@@ -131,7 +131,7 @@ fn an_endpoint_that_moves_between_slices_is_not_lost_on_the_way() {
 }
 
 #[test]
-fn udp_flows_may_stay_with_every_endpoint_that_serves() {
+fn flows_may_stay_with_every_endpoint_that_serves() {
     for (policy, endpoints, expected) in [
         (TrafficPolicy::Cluster, &["10.1.0.1 RS", "10.1.0.2 ST"][..], &["10.1.0.2:53"][..]),
         (TrafficPolicy::Cluster, &["10.1.0.1 ST", "10.1.0.2 T", "10.1.0.3"], &[]),
@@ -148,8 +148,43 @@ fn udp_flows_may_stay_with_every_endpoint_that_serves() {
         let plan = planned(&[dns], &[slice("s", &[("dns", Udp, 53), ("dns-tcp", Tcp, 53)], endpoints)]);
         for (name, port) in &plan.service_ports {
             let lingering: Vec<_> = port.lingering.iter().map(ToString::to_string).collect();
-            let expected = if name.protocol == Udp { expected } else { &[] };
             assert_eq!(lingering, expected, "{name} of {endpoints:?}");
         }
+    }
+}
+
+#[test]
+fn sctp_endpoints_that_listen_on_another_port_get_nothing_and_are_told_of() {
+    let sctp = service("web", &["10.0.0.1"], &[("signal", Sctp, 3868), ("http", Tcp, 80)]);
+    for (endpoints, policy, expected, told) in [
+        (
+            &[("s", 3868, &["10.1.0.1 RS", "10.1.0.2 RS"][..])][..],
+            TrafficPolicy::Cluster,
+            "10.1.0.1:3868, 10.1.0.2:3868",
+            0,
+        ),
+        (
+            &[("s", 3868, &["10.1.0.1 RS"]), ("t", 9000, &["10.1.0.2 RS", "10.1.0.3 RS"])],
+            TrafficPolicy::Cluster,
+            "10.1.0.1:3868",
+            2,
+        ),
+        (&[("t", 9000, &["10.1.0.2 RS"])], TrafficPolicy::Cluster, "refused", 1),
+        // Nobody could be reached elsewhere either.
+        (&[("t", 9000, &["10.1.0.2 RS @n2"])], TrafficPolicy::Local, "refused", 1),
+    ] {
+        let slices: Vec<_> = endpoints
+            .iter()
+            .map(|&(name, port, endpoints)| slice(name, &[("signal", Sctp, port), ("http", Tcp, 8080)], endpoints))
+            .collect();
+        let plan = planned(&[Service { internal_policy: policy, ..sctp.clone() }], &slices);
+        let line = lines(&plan).into_iter().find(|line| line.contains("SCTP")).unwrap();
+        assert_eq!(line.rsplit(" -> ").next().unwrap(), expected, "{endpoints:?}");
+        let message = format!(
+            "Service default/web: spec.ports: port 3868/SCTP: endpoints that listen on another port ({told}) get nothing: \
+             SCTP's ports are not translated; make targetPort 3868 too"
+        );
+        let expected = if told > 0 { vec![message] } else { Vec::new() };
+        assert_eq!(problems(&plan), expected, "{endpoints:?}");
     }
 }

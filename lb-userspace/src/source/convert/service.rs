@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_common::Protocol;
 
 use super::value::{port_name, port_number, protocol, virtual_address};
 use super::{Converted, HEADLESS, Ignored, PROXY_NAME, has_label, non_empty};
@@ -146,10 +145,6 @@ fn service_ports(written: &[core::ServicePort], problems: &mut Problems) -> Vec<
             continue;
         }
         let protocol = match protocol(port.protocol.as_deref()) {
-            Ok(Protocol::Sctp) => {
-                problems.add(field("protocol"), "SCTP is not served yet; this port is left out");
-                continue;
-            }
             Ok(protocol) => protocol,
             Err(message) => {
                 problems.add(field("protocol"), message);

@@ -146,11 +146,7 @@ fn a_bad_port_is_left_out_and_the_others_work() {
         (json!({"name": "a", "port": -1}), "spec.ports[1].port: -1 is not a port; use 1 to 65535"),
         (
             json!({"name": "a", "port": 80, "protocol": "tcp"}),
-            "spec.ports[1].protocol: \"tcp\" is not a protocol; use TCP or UDP",
-        ),
-        (
-            json!({"name": "a", "port": 80, "protocol": "SCTP"}),
-            "spec.ports[1].protocol: SCTP is not served yet; this port is left out",
+            "spec.ports[1].protocol: \"tcp\" is not a protocol; use TCP, UDP or SCTP",
         ),
         (json!({"name": "A b", "port": 80}), "spec.ports[1].name: \"A b\" is not a port name; use a-z, 0-9 and -"),
         (

@@ -26,7 +26,7 @@ pub(super) fn protocol(written: Option<&str>) -> Result<Protocol, String> {
         None | Some("" | "TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),
         Some("SCTP") => Ok(Protocol::Sctp),
-        Some(other) => Err(format!("{other:?} is not a protocol; use TCP or UDP")),
+        Some(other) => Err(format!("{other:?} is not a protocol; use TCP, UDP or SCTP")),
     }
 }
 

@@ -44,12 +44,7 @@ fn is_unreadable(error: &watcher::Error) -> bool {
 
 /// The server has compacted its history, or ended a watch: part of life, and what follows is a new list or watch.
 pub(super) fn is_routine(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::WatchError(status) => status.code == 410,
-        watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 410,
-        _ => false,
-    }
+    status(error).is_some_and(|status| status.code == 410)
 }
 
 /// One line that says what is wrong and what to do.

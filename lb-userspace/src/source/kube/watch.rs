@@ -166,16 +166,16 @@ impl Watch {
                 }
             };
             match next {
-                Some(Ok(watcher::Event::Init)) => {
-                    lists_begun += 1;
-                    if streams_lists && lists_begun > 1 {
-                        // The stream ended without the mark of a complete list: the server may not know of it.
-                        return Err(End::NoStreamingLists);
-                    }
-                    self.sweep.begin();
-                }
                 Some(Ok(event)) => {
-                    self.hasty = 0;
+                    if matches!(event, watcher::Event::Init) {
+                        lists_begun += 1;
+                        if streams_lists && lists_begun > 1 {
+                            // The stream ended without the mark of a complete list: the server may not know of it.
+                            return Err(End::NoStreamingLists);
+                        }
+                    } else {
+                        self.hasty = 0;
+                    }
                     // A list is no sign yet that it can be followed: without a pause, a server that calls each version too
                     // old would be asked for lists without end.
                     if matches!(event, watcher::Event::Apply(_) | watcher::Event::Delete(_)) {
@@ -227,7 +227,7 @@ impl Watch {
 
     async fn take<K: Object>(&mut self, event: watcher::Event<K>, convert: Convert<K>) -> Result<(), Closed> {
         match event {
-            watcher::Event::Init => {}
+            watcher::Event::Init => self.sweep.begin(),
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
                 let Some(name) = name(&object) else { return Ok(()) };
                 self.sweep.present(&name);

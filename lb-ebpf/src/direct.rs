@@ -1,0 +1,103 @@
+//! Connections that clients make to backends without a service, under ports that flows use as well.
+//!
+//! They have no entries of their own, so the replies of a flow with the same ports would be taken for theirs, or theirs for
+//! the flow's. Which of the two is dialled first decides how that is noticed: a flow is opened over a direct connection
+//! only if the pod has no such socket, and a SYN of a direct connection looks for the flow.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::bpf_sock_tuple;
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
+use aya_ebpf::programs::TcContext;
+use lb_common::Protocol;
+use lb_common::abi::{Flow, Hook, Reason};
+
+use crate::flow::now;
+use crate::ip::Ip;
+use crate::maps;
+use crate::maps::Workspace;
+use crate::open::{add, replies_are_free, spare};
+
+/// How many source ports are tried for a direct connection.
+const ATTEMPTS: u32 = 4;
+
+/// States of sockets (`TCP_ESTABLISHED` and so on in the kernel's `tcp_states.h`).
+mod state {
+    pub const ESTABLISHED: u32 = 1;
+    pub const CLOSE: u32 = 7;
+    pub const LISTEN: u32 = 10;
+}
+
+/// `bpf_sock_tuple` of one family, in network byte order.
+#[repr(C, align(8))]
+pub struct SocketTuple<A> {
+    source: A,
+    destination: A,
+    source_port: u16,
+    destination_port: u16,
+}
+
+/// Id of the network namespace behind an interface; negative when it is not known.
+#[inline(always)]
+pub fn namespace_of(interface: u32) -> i32 {
+    maps::interface(interface).map_or(-1, |pod| pod.netns_id)
+}
+
+/// Whether the pod has a socket that is connected as `work.to`, that is, without a service.
+#[inline(never)]
+pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
+    let Ok(namespace) = u32::try_from(work.namespace) else { return false };
+    // As a reply would look for it.
+    work.socket.source = work.to.destination;
+    work.socket.destination = work.to.source;
+    work.socket.source_port = work.to.destination_port.to_be();
+    work.socket.destination_port = work.to.source_port.to_be();
+    let size = (size_of::<A>() * 2 + size_of::<u32>()) as u32;
+    let tuple = (&raw mut work.socket).cast::<bpf_sock_tuple>();
+    let ctx = ctx.skb.skb.cast::<c_void>();
+    // SAFETY: the tuple is as long as is said; a socket that is found is given back, and read before.
+    unsafe {
+        let socket = match work.to.protocol {
+            Protocol::Tcp => bpf_sk_lookup_tcp(ctx, tuple, size, u64::from(namespace), 0),
+            Protocol::Udp => bpf_sk_lookup_udp(ctx, tuple, size, u64::from(namespace), 0),
+            Protocol::Sctp => return false,
+        };
+        if socket.is_null() {
+            return false;
+        }
+        let at = (*socket).state;
+        bpf_sk_release(socket.cast());
+        match work.to.protocol {
+            Protocol::Tcp => !matches!(at, state::LISTEN | state::CLOSE),
+            // The others take what comes from anywhere.
+            _ => at == state::ESTABLISHED,
+        }
+    }
+}
+
+/// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the connection gets a
+/// flow of its own, under another source port: true, and `work.to` has it. A flow that is over makes room.
+#[inline(never)]
+pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
+    work.key = work.packet.tuple.swap();
+    let Some(mirror) = maps::flow(&work.key) else { return Ok(false) };
+    // SAFETY: a map value, valid for the run of the program.
+    let hook = unsafe { (*mirror).hook };
+    work.now = now();
+    work.to = work.packet.tuple;
+    if hook != Hook::ToPod || replies_are_free(work) || work.packet.tuple.protocol == Protocol::Sctp {
+        return Ok(false);
+    }
+    for attempt in 0..ATTEMPTS {
+        work.to.source_port = spare(&work.packet.tuple, attempt);
+        if replies_are_free(work) {
+            work.entry.backend = Flow::<A>::NO_BACKEND;
+            work.entry.generation = 0;
+            work.entry.service_port = Flow::<A>::NO_BACKEND;
+            work.entry.hook = Hook::FromPod;
+            add(ctx, work)?;
+            return Ok(true);
+        }
+    }
+    Err(Reason::ReplyTaken)
+}

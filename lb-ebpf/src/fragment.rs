@@ -1,0 +1,74 @@
+//! Fragments: only the first one of a packet has its ports, which the others need.
+
+use aya_ebpf::programs::TcContext;
+use lb_common::Family;
+use lb_common::abi::{Fragment, FragmentKey, Reason};
+use lb_common::tuple::Zero;
+
+use crate::flow::now;
+use crate::ip::Ip;
+use crate::maps;
+use crate::packet::{Next, Packet, send_round};
+
+/// How long a receiver waits for the fragments of a packet, nanoseconds: RFC 791 leaves it open and Linux takes 30 s; RFC
+/// 8200 section 4.5 says 60 s.
+const REASSEMBLY_4: u64 = 30_000_000_000;
+const REASSEMBLY_6: u64 = 60_000_000_000;
+
+/// How often a fragment that overtook the first one of its packet is sent round.
+const ROUNDS: u16 = 16;
+
+/// Remembers the ports of a first fragment.
+#[inline(never)]
+pub fn remember<A: Ip>(packet: &Packet<A>) {
+    let ports = Fragment {
+        source_port: packet.tuple.source_port,
+        destination_port: packet.tuple.destination_port,
+        reserved: Zero::ZERO,
+        seen: now(),
+    };
+    maps::put_fragment(&key(packet), &ports);
+}
+
+/// Fills in the ports of a later fragment. False: they are not known.
+#[inline(never)]
+pub fn recall<A: Ip>(packet: &mut Packet<A>) -> bool {
+    let Some(found) = maps::fragment(&key(packet)) else { return false };
+    let patience = if A::FAMILY == Family::V4 { REASSEMBLY_4 } else { REASSEMBLY_6 };
+    if now().saturating_sub(found.seen) > patience {
+        return false;
+    }
+    packet.tuple.source_port = found.source_port;
+    packet.tuple.destination_port = found.destination_port;
+    true
+}
+
+/// A pod has sent a later fragment before the first. One for a virtual address waits for that behind the packets which are
+/// already there, and goes nowhere without.
+#[inline(never)]
+pub fn wait<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason> {
+    if maps::vip(&packet.tuple.destination).is_none() {
+        return Ok(Next::Pass);
+    }
+    // SAFETY: the context is valid for the run of the program.
+    let rounds = unsafe { &raw mut (*ctx.skb.skb).tc_index };
+    // SAFETY: as above. Nothing else uses the field in a packet that just came in.
+    unsafe {
+        if *rounds >= u32::from(ROUNDS) {
+            return Err(Reason::Fragment);
+        }
+        *rounds += 1;
+    }
+    send_round(ctx)
+}
+
+#[inline(always)]
+fn key<A: Ip>(packet: &Packet<A>) -> FragmentKey<A> {
+    FragmentKey {
+        source: packet.tuple.source,
+        destination: packet.tuple.destination,
+        id: packet.id,
+        protocol: packet.tuple.protocol,
+        interface: packet.tuple.interface,
+    }
+}

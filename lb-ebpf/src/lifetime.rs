@@ -1,0 +1,22 @@
+//! Whether a flow is over, so that its ports may serve another.
+
+use lb_common::Tuple;
+use lb_common::abi::Flow;
+use lb_common::lifetime::{Phase, is_expired};
+
+use crate::ip::Ip;
+use crate::{maps, settings};
+
+/// Whether a flow has ended, or has been idle for too long. `from` is what its packets look like, `mirror` its half for the
+/// replies.
+///
+/// A function of its own, so that the verifier forgets the many ways through it.
+#[inline(never)]
+pub fn is_over<A: Ip>(from: &Tuple<A>, mirror: *const Flow<A>, now: u64) -> bool {
+    let Some(flow) = maps::flow(from) else { return true };
+    // SAFETY: map values, valid for the run of the program. Other CPUs may count packets there meanwhile: each field is
+    // read once, and any mixture of before and after is a state that the flow could have been in.
+    let (flow, mirror) = unsafe { (&*flow, &*mirror) };
+    Phase::of(from.protocol, flow, Some(mirror)).has_ended()
+        || is_expired(from.protocol, flow, Some(mirror), now, settings::idle())
+}

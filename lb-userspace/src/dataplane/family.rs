@@ -1,0 +1,208 @@
+//! The maps that there are once for each address family.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
+use lb_common::abi::{
+    Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
+    FrontendKey, Vip,
+};
+use lb_common::tuple::Zero;
+use lb_common::{Address, Tuple};
+use zerocopy::IntoBytes as _;
+
+use super::maps::{cpus, per_cpu, shared};
+use super::shared_array::SharedArray;
+use super::table::{Entry, Table, parse};
+use super::{MapUse, Names, Pins};
+use crate::{plan, state};
+
+/// The maps of one family.
+pub struct FamilyMaps<A: Address + Entry>
+where
+    AffinityKey<A>: Entry,
+    Flow<A>: Entry,
+    FragmentKey<A>: Entry,
+    FrontendKey<A>: Entry,
+    Tuple<A>: Entry,
+{
+    frontends: Table<FrontendKey<A>, Frontend>,
+    vips: Table<A, Vip>,
+    backends: SharedArray<Backend<A>>,
+    backend_stats: PerCpuArray<MapData, u64>,
+    /// Flows, and their mirrors.
+    pub flows: Table<Tuple<A>, Flow<A>>,
+    /// Which client stays with which backend.
+    pub affinity: Table<AffinityKey<A>, Affinity>,
+    /// Ports of packets that came in fragments.
+    pub fragments: Table<FragmentKey<A>, Fragment>,
+    names: Names,
+}
+
+impl<A: Address + Entry> FamilyMaps<A>
+where
+    AffinityKey<A>: Entry,
+    Backend<A>: Entry,
+    Flow<A>: Entry,
+    FragmentKey<A>: Entry,
+    FrontendKey<A>: Entry,
+    Tuple<A>: Entry,
+{
+    pub(super) fn open(pins: &Pins, writable: bool) -> Result<Self> {
+        let names = Names::of(A::FAMILY);
+        Ok(Self {
+            frontends: Table::open(pins, names.frontends)?,
+            vips: Table::open(pins, names.vips)?,
+            backends: shared(pins, names.backends, writable)?,
+            backend_stats: per_cpu(pins, names.backend_stats)?,
+            flows: Table::open(pins, names.flows)?,
+            affinity: Table::open(pins, names.affinity)?,
+            fragments: Table::open(pins, names.fragments)?,
+            names,
+        })
+    }
+
+    /// What clients dial, and the id of the service port that answers.
+    ///
+    /// # Errors
+    /// When the map cannot be read, or an entry is none of this layout.
+    pub fn frontends(&self) -> Result<Vec<(plan::Frontend, u32)>> {
+        let dialled = |(key, frontend): (FrontendKey<A>, Frontend)| {
+            let FrontendKey { address, port, protocol, scope } = key;
+            (plan::Frontend { address: address.ip(), port, protocol, scope }, frontend.service_port)
+        };
+        Ok(self.frontends.entries()?.into_iter().map(dialled).collect())
+    }
+
+    /// Virtual addresses, with the flags of each.
+    ///
+    /// # Errors
+    /// As [`Self::frontends`].
+    pub fn vips(&self) -> Result<Vec<(IpAddr, u32)>> {
+        Ok(self.vips.entries()?.into_iter().map(|(address, vip)| (address.ip(), vip.flags)).collect())
+    }
+
+    /// A backend; none where the id was never used.
+    ///
+    /// # Errors
+    /// When the entry is none of this layout.
+    pub fn backend(&self, id: u32) -> Result<Option<state::Backend>> {
+        let mut words = [0; size_of::<Backend6>() / 8];
+        for (word, value) in words.iter_mut().enumerate().take(size_of::<Backend<A>>().div_ceil(8)) {
+            *value = self.backends.word(id, word).load(Ordering::Acquire);
+        }
+        if words[0] == 0 {
+            return Ok(None);
+        }
+        let Backend { generation, state, address, port, protocol, service_port, .. }: Backend<A> =
+            parse(self.names.backends, &words.as_bytes()[..size_of::<Backend<A>>()])?;
+        let address = SocketAddr::new(address.ip(), port);
+        Ok(Some(state::Backend { address, protocol, generation, state, service_port }))
+    }
+
+    /// All backends that were ever used, by id.
+    ///
+    /// # Errors
+    /// As [`Self::backend`].
+    pub fn backends(&self) -> Result<Vec<(u32, state::Backend)>> {
+        let ids = 0..self.backends.len();
+        ids.filter_map(|id| self.backend(id).map(|backend| Some((id, backend?))).transpose()).collect()
+    }
+
+    /// How many backends there is room for.
+    #[must_use]
+    pub const fn backends_len(&self) -> u32 {
+        self.backends.len()
+    }
+
+    pub(super) const fn frontends_len(&self) -> u32 {
+        self.frontends.size()
+    }
+
+    /// Counts of a backend, over all CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn backend_stats(&self, backend: u32) -> Result<BackendStats> {
+        Ok(BackendStats { connections: self.backend_stats.get(&backend, 0)?.iter().sum() })
+    }
+
+    pub(super) fn usage(&self) -> Result<Vec<MapUse>> {
+        let backends = self.backends()?;
+        let in_use = |(_, backend): &&(u32, state::Backend)| {
+            matches!(backend.state, BackendState::Active | BackendState::Draining)
+        };
+        let backends = backends.iter().filter(in_use).count();
+        Ok(vec![
+            used(&self.frontends),
+            used(&self.vips),
+            MapUse { name: self.names.backends, used: backends, size: self.backends.len() },
+            used(&self.flows),
+            used(&self.affinity),
+            used(&self.fragments),
+        ])
+    }
+
+    pub(super) fn write_backend(&mut self, id: u32, backend: &state::Backend) -> Result<()> {
+        let &state::Backend { address, protocol, generation, state, service_port } = backend;
+        // Nothing was counted for an entry that was never used.
+        if generation > 1 {
+            self.backend_stats
+                .set(id, PerCpuValues::try_from(vec![0; cpus()?])?, 0)
+                .with_context(|| format!("cannot write to {}", self.names.backend_stats))?;
+        }
+        let port = address.port();
+        let address = self.address(address.ip())?;
+        let entry = Backend { generation, state, address, port, protocol, reserved: Zero::ZERO, service_port };
+        for (word, bytes) in entry.to_bytes().as_bytes().chunks(8).enumerate().skip(1) {
+            let mut filled = [0; 8];
+            filled[..bytes.len()].copy_from_slice(bytes);
+            self.backends.word(id, word).store(u64::from_ne_bytes(filled), Ordering::Relaxed);
+        }
+        // From here on the entry is alive.
+        self.write_backend_state(id, generation, state);
+        Ok(())
+    }
+
+    pub(super) fn write_backend_state(&self, id: u32, generation: u32, state: BackendState) {
+        self.backends.word(id, 0).store(Backend::<A>::word(generation, state), Ordering::Release);
+    }
+
+    pub(super) fn write_frontend(&mut self, frontend: &plan::Frontend, service_port: u32) -> Result<()> {
+        let key = self.key(frontend)?;
+        self.frontends.insert(&key, &Frontend { service_port })
+    }
+
+    pub(super) fn remove_frontend(&mut self, frontend: &plan::Frontend) -> Result<()> {
+        let key = self.key(frontend)?;
+        self.frontends.remove(&key)
+    }
+
+    pub(super) fn write_vip(&mut self, address: IpAddr, flags: u32) -> Result<()> {
+        let address = self.address(address)?;
+        self.vips.insert(&address, &Vip { flags })
+    }
+
+    pub(super) fn remove_vip(&mut self, address: IpAddr) -> Result<()> {
+        let address = self.address(address)?;
+        self.vips.remove(&address)
+    }
+
+    fn key(&self, frontend: &plan::Frontend) -> Result<FrontendKey<A>> {
+        let &plan::Frontend { address, port, protocol, scope } = frontend;
+        Ok(FrontendKey { address: self.address(address)?, port, protocol, scope })
+    }
+
+    fn address(&self, address: IpAddr) -> Result<A> {
+        A::new(address).with_context(|| format!("{address} is not of the family of {}", self.names.frontends))
+    }
+}
+
+fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> MapUse {
+    // While entries come and go, the kernel may name one twice.
+    let keys: HashSet<K::Bytes> = table.keys().flatten().collect();
+    MapUse { name: table.name(), used: keys.len(), size: table.size() }
+}

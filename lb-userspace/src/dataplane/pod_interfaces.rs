@@ -1,0 +1,48 @@
+//! What the programs are told of the interfaces that lead to pods.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lb_common::abi::PodInterface;
+
+use super::Pins;
+use super::table::Table;
+use crate::interfaces::Present;
+
+/// The map `INTERFACES`, with what it is known to hold.
+pub struct PodInterfaces {
+    table: Table<u32, PodInterface>,
+    held: BTreeMap<u32, PodInterface>,
+}
+
+impl PodInterfaces {
+    /// Opens the pinned map.
+    ///
+    /// # Errors
+    /// When it is missing, or has another layout.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        let table: Table<u32, PodInterface> = Table::open(pins, "INTERFACES")?;
+        let held = table.entries()?.into_iter().collect();
+        Ok(Self { table, held })
+    }
+
+    /// These are all that there are.
+    ///
+    /// # Errors
+    /// When the kernel refuses; to be tried again.
+    pub fn set(&mut self, present: &Present) -> Result<()> {
+        let gone: Vec<u32> = self.held.keys().copied().filter(|index| !present.contains_key(index)).collect();
+        for index in gone {
+            self.table.remove(&index)?;
+            self.held.remove(&index);
+        }
+        for (&index, interface) in present {
+            let entry = PodInterface { netns_id: interface.netns_id.unwrap_or(-1) };
+            if self.held.get(&index) != Some(&entry) {
+                self.table.insert(&index, &entry)?;
+                self.held.insert(index, entry);
+            }
+        }
+        Ok(())
+    }
+}
