@@ -111,3 +111,27 @@ pub struct Fragment {
     pub destination_port: u16,
     pub seen: u64,
 }
+
+/// Something with a time.
+pub trait Timed {
+    /// When it was seen or used last.
+    fn time(&mut self) -> &mut u64;
+}
+
+impl Timed for Flow {
+    fn time(&mut self) -> &mut u64 {
+        &mut self.last_seen
+    }
+}
+
+impl Timed for Affinity {
+    fn time(&mut self) -> &mut u64 {
+        &mut self.last_used
+    }
+}
+
+impl Timed for Fragment {
+    fn time(&mut self) -> &mut u64 {
+        &mut self.seen
+    }
+}

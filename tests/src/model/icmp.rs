@@ -14,8 +14,11 @@ impl Model {
     /// An ICMP message. `None`: it passes as it is.
     pub(super) fn icmp(&mut self, arrival: &Arrival, headers: &Headers) -> Result<Option<Outcome>, Reason> {
         let message = &arrival.frame[headers.transport..headers.end];
-        if headers.part != Part::Whole || message.len() < 8 {
+        if headers.part != Part::Whole {
             return Ok(None);
+        }
+        if message.len() < 8 {
+            return Err(Reason::Malformed);
         }
         let is_v4 = headers.is_v4();
         match message[0] {
@@ -33,8 +36,8 @@ impl Model {
         let packet = &arrival.frame[..headers.end];
         let inner = Headers::quoted(packet, headers.transport + 8, headers.is_v4())?;
         let protocol = services::protocol(inner.protocol)?;
-        // An error goes to the sender of what it is about.
-        if inner.part == Part::Later || inner.source != headers.destination || packet.len() < inner.transport + 4 {
+        // An error goes to the sender of what it is about, and quotes the ports and four bytes more.
+        if inner.part == Part::Later || inner.source != headers.destination || packet.len() < inner.transport + 8 {
             return None;
         }
         let quoted = Tuple {

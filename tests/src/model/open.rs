@@ -9,9 +9,10 @@ use super::programs::{Model, NO_BACKEND, Packet};
 use super::services::Backend;
 
 /// How many choices a flow has.
-const ATTEMPTS: u32 = 16;
-/// Source ports for flows all of whose choices would take the replies of others.
+const ATTEMPTS: u32 = 6;
+/// Source ports for flows all of whose choices would take the replies of others, and how many of them are tried.
 const SPARE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+const SPARE_ATTEMPTS: u32 = 4;
 /// How many of them are tried for a connection without a service.
 const DIRECT_ATTEMPTS: u32 = 4;
 const SECOND: u64 = 1_000_000_000;
@@ -160,7 +161,7 @@ impl Model {
         if from.protocol == Protocol::Sctp {
             return None;
         }
-        (ATTEMPTS..2 * ATTEMPTS).find_map(|attempt| {
+        (ATTEMPTS..ATTEMPTS + SPARE_ATTEMPTS).find_map(|attempt| {
             let opened = self.flow_to(from, id, self.spare_port(from, attempt));
             self.replies_are_free(from, opened.to, now).then_some(opened)
         })

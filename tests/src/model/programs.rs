@@ -356,13 +356,14 @@ impl Model {
     }
 
     /// An established connection goes on, even when its backend has left the service. A datagram and a new connection
-    /// under the same ports need a backend that may keep its flows.
+    /// under the same ports need a backend that may keep its flows, and the connection before must not have begun to end.
     fn may_go_on(&self, packet: &Packet<'_>, flow: &Flow) -> bool {
         if packet.tuple.protocol != Protocol::Udp {
             if !packet.is_first() {
                 return true;
             }
-            if flow.fin || flow.reset {
+            let mirror = self.flows.get(flow.to.swap());
+            if flow.fin || flow.reset || mirror.is_some_and(|mirror| mirror.fin || mirror.reset) {
                 return false;
             }
         }

@@ -14,7 +14,7 @@ impl Model {
         let frame = match packet.tuple.protocol {
             // A fragment without ports is told nothing, nor is a RST.
             _ if packet.headers.part == Part::Later => return Err(Reason::Refused),
-            Protocol::Tcp if packet.is_reset() => return Err(Reason::Refused),
+            Protocol::Tcp if packet.is_reset() || packet.headers.part != Part::Whole => return Err(Reason::Refused),
             Protocol::Tcp => reset(packet),
             // With extension headers neither.
             _ if !is_v4 && packet.headers.transport != wire::ETHERNET + 40 => return Err(Reason::Refused),

@@ -47,6 +47,11 @@ impl<K: Copy + Ord, V: Copy> Table<K, V> {
         &self.entries
     }
 
+    /// The value of a key, to be changed without counting as touched.
+    pub fn peek_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.entries.get_mut(key)
+    }
+
     /// All values, to be changed: none of that counts as touched.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.entries.values_mut()

@@ -255,7 +255,7 @@ impl Headers {
                 return Err(Fault::ExtensionHeaders);
             }
         }
-        if self.transport <= self.end && self.part != Part::Later && protocol::is_extension(self.protocol) {
+        if self.part != Part::Later && protocol::is_extension(self.protocol) {
             return Err(Fault::ExtensionHeaders);
         }
         Ok(())
