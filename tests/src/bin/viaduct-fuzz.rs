@@ -13,7 +13,6 @@ use lb_userspace::dataplane::OBJECT;
 use viaduct_tests::model::check::Check;
 use viaduct_tests::model::fuzz::{self, Coverage};
 use viaduct_tests::model::operation;
-use viaduct_tests::model::programs::Settings;
 
 /// Compare the kernel programs with their model, by random packets, service changes and time.
 #[derive(Parser)]
@@ -26,7 +25,7 @@ struct Options {
     #[arg(long)]
     seed: Option<u64>,
     /// How many runs at the same time, each with a seed of its own: that of the first, and those after it
-    #[arg(long, default_value_t = thread::available_parallelism().map_or(1, Into::into))]
+    #[arg(long, default_value_t = processors())]
     jobs: u64,
     /// Run the operations of this file instead, one a line, and compare everything after each
     #[arg(long)]
@@ -34,6 +33,10 @@ struct Options {
     /// Another build of the programs than that of the agent
     #[arg(long)]
     object: Option<PathBuf>,
+}
+
+fn processors() -> u64 {
+    thread::available_parallelism().ok().and_then(|count| u64::try_from(count.get()).ok()).unwrap_or(1)
 }
 
 fn main() -> ExitCode {
@@ -54,7 +57,7 @@ fn run(options: &Options) -> Result<()> {
     if let Some(path) = &options.case {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         fuzz::enter_namespace()?;
-        return fuzz::case(&mut Check::new(&object, Settings::default())?, &operation::parse(&text)?);
+        return fuzz::case(&mut Check::new(&object)?, &operation::parse(&text)?);
     }
     let clock = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let seed = options.seed.unwrap_or_else(clock);

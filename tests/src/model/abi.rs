@@ -197,7 +197,7 @@ impl Encode for FragmentKey {
             source: address(self.source),
             destination: address(self.destination),
             // As it lies in the packet.
-            id: if self.is_v6() { self.id.to_be() } else { u16::to_be(self.id as u16).into() },
+            id: if self.is_v6() { self.id.to_be() } else { self.id.to_be() >> 16 },
             protocol: self.protocol,
             interface: InterfaceIndex::new(self.interface),
         }))
@@ -209,7 +209,7 @@ impl Decode for FragmentKey {
         with_address!(is_v6, A => parse(bytes).map(|key: abi::FragmentKey<A>| Self {
             source: key.source.ip(),
             destination: key.destination.ip(),
-            id: if is_v6 { u32::from_be(key.id) } else { u16::from_be(key.id as u16).into() },
+            id: if is_v6 { u32::from_be(key.id) } else { u32::from_be(key.id << 16) },
             protocol: key.protocol,
             interface: key.interface.number(),
         }))

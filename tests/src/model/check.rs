@@ -9,16 +9,19 @@ use lb_common::abi::Reason;
 use super::abi::{Decode, Encode, OfFamily};
 use super::flows::Timed;
 use super::kernel::{Kernel, Output};
-use super::operation::Operation;
+use super::operation::{self, Operation};
 use super::programs::{Arrival, Counts, Model, Outcome, Settings, Verdict};
 use super::services::{SERVICE_PORTS, Services};
 use super::table::Table;
 
 /// Model and kernel side by side.
 pub struct Check {
+    object: Vec<u8>,
     kernel: Kernel,
     /// The model.
     pub model: Model,
+    /// Halves of flows may be alone.
+    has_evicted: bool,
 }
 
 /// Something that the two do not agree on.
@@ -49,33 +52,36 @@ impl From<anyhow::Error> for Difference {
 }
 
 impl Check {
-    /// Loads a build of the programs. The model is told the same settings.
+    /// Loads a build of the programs.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn new(object: &[u8], settings: Settings) -> Result<Self> {
-        let kernel = Kernel::load(object, &settings)?;
-        Ok(Self { kernel, model: Model { settings, ..Model::default() } })
+    pub fn new(object: &[u8]) -> Result<Self> {
+        let kernel = Kernel::load(object, &Settings::default())?;
+        Ok(Self { object: object.to_vec(), kernel, model: Model::default(), has_evicted: false })
     }
 
     /// Begins anew: nothing is served, and nothing remembered.
     ///
     /// # Errors
     /// When the kernel refuses something.
-    pub fn reset(&mut self) -> Result<()> {
+    pub fn reset(&mut self, settings: &Settings) -> Result<()> {
+        if self.model.settings != *settings {
+            self.kernel = Kernel::load(&self.object, settings)?;
+        }
         self.kernel.clear()?;
         self.kernel.publish(&self.model.services, &Services::default())?;
-        let counts = self.kernel_counts()?;
         let events = std::mem::take(&mut self.model.counts.events);
-        self.model =
-            Model { settings: self.model.settings.clone(), counts: Counts { events, ..counts }, ..Model::default() };
+        let counts = Counts { events, ..self.kernel_counts()? };
+        self.model = Model { settings: settings.clone(), counts, ..Model::default() };
+        self.has_evicted = false;
         Ok(())
     }
 
-    /// Runs operations one by one up to the first that makes a difference; that one's index and the difference. Everything
+    /// Runs operations one by one up to the first that makes a difference: that one's index and the difference. Everything
     /// is compared after each.
     pub fn replay(&mut self, operations: &[Operation]) -> Option<(usize, Difference)> {
-        if let Err(error) = self.reset() {
+        if let Err(error) = self.reset(&operation::settings(operations)) {
             return Some((0, error.into()));
         }
         operations.iter().enumerate().find_map(|(index, operation)| {
@@ -90,6 +96,7 @@ impl Check {
     /// The first difference.
     pub fn step(&mut self, operation: &Operation) -> Result<Option<Outcome>, Difference> {
         match operation {
+            Operation::Load(..) => {}
             Operation::Send(send) => return self.send(&send.arrival()).map(Some),
             Operation::Serve(id, wanted) => {
                 if *id < SERVICE_PORTS {
@@ -106,6 +113,7 @@ impl Check {
             }
             Operation::Evict(entry) => {
                 if let Some(tuple) = entry.tuple() {
+                    self.has_evicted = true;
                     self.model.flows.remove(tuple);
                     self.kernel.remove("FLOWS", &tuple)?;
                 }
@@ -139,12 +147,20 @@ impl Check {
         self.compare(arrival, &outcome, output.as_ref(), &times).map(|()| outcome)
     }
 
-    fn compare(&mut self, arrival: &Arrival, outcome: &Outcome, output: Option<&Output>, times: &RangeInclusive<u64>) -> Result<(), Difference> {
+    fn compare(
+        &mut self,
+        arrival: &Arrival,
+        outcome: &Outcome,
+        output: Option<&Output>,
+        times: &RangeInclusive<u64>,
+    ) -> Result<(), Difference> {
         match output {
             Some(output) => compare_packets(outcome, output)?,
             // The kernel takes the sum away when a packet is cut off, as it is for a refusal, and looks at it here all the same.
             None if outcome.reason == Some(Reason::Refused) && outcome.frame != arrival.frame => {}
-            None => return Err(Difference { what: "sum", text: "the sum over the whole packet does not fit".to_owned() }),
+            None => {
+                return Err(Difference { what: "sum", text: "the sum over the whole packet does not fit".to_owned() });
+            }
         }
         if let Some(reason) = outcome.reason {
             let counted = self.kernel.reason(reason)?;
@@ -166,6 +182,11 @@ impl Check {
         all(&self.kernel, "FLOWS", &self.model.flows)?;
         all(&self.kernel, "AFFINITY", &self.model.affinities)?;
         all(&self.kernel, "FRAGMENTS", &self.model.fragments)?;
+        if !self.has_evicted
+            && let Some(half) = self.model.single_half()
+        {
+            return Err(Difference { what: "a half of a flow is alone", text: format!("{half:?}") });
+        }
         let counts = self.kernel_counts()?;
         let model = &self.model.counts;
         for (what, expected, counted) in [
@@ -231,7 +252,12 @@ fn now() -> Result<u64> {
 }
 
 /// Compares the entries with which a packet had to do. A time that is uncertain is what it is in the kernel.
-fn touched<K, V>(kernel: &Kernel, name: &'static str, table: &mut Table<K, V>, times: &RangeInclusive<u64>) -> Result<(), Difference>
+fn touched<K, V>(
+    kernel: &Kernel,
+    name: &'static str,
+    table: &mut Table<K, V>,
+    times: &RangeInclusive<u64>,
+) -> Result<(), Difference>
 where
     K: Encode + OfFamily + Copy + Ord + Debug,
     V: Decode + Timed + Copy + PartialEq + Debug,

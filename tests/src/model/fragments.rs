@@ -26,6 +26,7 @@ impl Model {
         // For as long as the receiver waits for all fragments of a packet.
         let patience = if tuple.source.is_ipv4() { 30 } else { 60 } * SECOND;
         if let Some(found) = self.fragments.get(key).filter(|found| now.saturating_sub(found.seen) <= patience) {
+            self.counts.note("fragment without ports completed");
             packet.tuple.source.set_port(found.source_port);
             packet.tuple.destination.set_port(found.destination_port);
             return Ok(());

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::check::Check;
 use super::generate::{Generator, INTERFACES};
 use super::operation::{self, Operation};
-use super::programs::{Settings, Verdict};
+use super::programs::Verdict;
 use super::shrink::shrink;
 use crate::command;
 
@@ -69,7 +69,7 @@ pub fn enter_namespace() -> Result<()> {
 /// # Errors
 /// At the first difference: with the sequence made as small as possible.
 pub fn run(object: &[u8], seed: u64, packets: u64, mut report: impl FnMut(u64) -> bool) -> Result<Coverage> {
-    let mut check = Check::new(object, Settings::default())?;
+    let mut check = Check::new(object)?;
     let mut coverage = Coverage::default();
     let mut generator = Generator::new(seed);
     while coverage.packets < packets && report(coverage.packets) {
@@ -88,14 +88,13 @@ fn sequence(
     seed: u64,
     packets: u64,
 ) -> Result<()> {
-    check.reset()?;
-    generator.begin();
-    let mut operations: Vec<Operation> = Vec::with_capacity(SEQUENCE);
+    let mut operations = generator.begin();
+    check.reset(&operation::settings(&operations))?;
     while operations.len() < SEQUENCE && coverage.packets < packets {
         let operation = generator.next(&check.model);
         operations.push(operation.clone());
         let outcome = check.step(&operation).and_then(|outcome| {
-            if operations.len() % FULLY == 0 { check.compare_all().map(|()| outcome) } else { Ok(outcome) }
+            if operations.len().is_multiple_of(FULLY) { check.compare_all().map(|()| outcome) } else { Ok(outcome) }
         });
         match outcome {
             Ok(Some(outcome)) => {
@@ -111,7 +110,7 @@ fn sequence(
                 }
             }
             Ok(None) => coverage.count(match operation {
-                Operation::Send(_) => "operation: send",
+                Operation::Load(..) | Operation::Send(_) => "operation: other",
                 Operation::Serve(..) => "operation: serve",
                 Operation::Wait(_) => "operation: wait",
                 Operation::Evict(_) => "operation: evict",
@@ -125,7 +124,7 @@ fn sequence(
             }
         }
     }
-    Ok(check.compare_all().map_err(|difference| anyhow::anyhow!("{difference}\n{}", shrunk(check, &operations)))?)
+    check.compare_all().map_err(|difference| anyhow::anyhow!("{difference}\n{}", shrunk(check, &operations)))
 }
 
 fn shrunk(check: &mut Check, operations: &[Operation]) -> String {

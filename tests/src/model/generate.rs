@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fastrand::Rng;
 use lb_common::Protocol;
-use lb_common::abi::Hook;
+use lb_common::abi::{Hook, handover, options};
 
 use super::flows::{Flow, Tuple};
 use super::operation::{Entry, Operation, Send};
@@ -24,18 +24,25 @@ pub struct Generator {
     rng: Rng,
     /// Operations that are to come next.
     next: Vec<Operation>,
+    /// Whether the table is full now and then.
+    evicts: bool,
 }
 
 impl Generator {
     /// The same seed gives the same operations, if the same becomes of them.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { rng: Rng::with_seed(seed), next: Vec::new() }
+        Self { rng: Rng::with_seed(seed), next: Vec::new(), evicts: false }
     }
 
-    /// Everything begins anew.
-    pub fn begin(&mut self) {
+    /// Everything begins anew: what a sequence begins with.
+    pub fn begin(&mut self) -> Vec<Operation> {
         self.next = (0..SERVICE_PORTS).map(|id| self.serve(id)).collect();
+        self.evicts = self.rng.bool();
+        let options = self.pick(&[0, options::ANSWER_ECHO | options::REFUSE_UNSERVED]);
+        let handover = self.pick(&[handover::NONE, handover::FROM_ANOTHER, handover::TO_ANOTHER]);
+        // To load the programs anew takes as long as a sequence.
+        if self.one_in(60) { vec![Operation::Load(options, handover)] } else { Vec::new() }
     }
 
     /// What happens next, and may have to do with what happened before.
@@ -49,7 +56,7 @@ impl Generator {
                 self.serve(id)
             }
             8..14 => Operation::Wait(self.pick(&[40, 60, 300, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000])),
-            14..20 => self.evict(model),
+            14..20 if self.evicts => self.evict(model),
             20 => Operation::Collect,
             _ => Operation::Send(self.send(model)),
         }
@@ -64,7 +71,7 @@ impl Generator {
     }
 
     fn serve(&mut self, id: u32) -> Operation {
-        let is_v4 = id % 2 == 0;
+        let is_v4 = id.is_multiple_of(2);
         let protocol = [protocol::TCP, protocol::TCP, protocol::UDP, protocol::UDP, protocol::TCP, protocol::SCTP]
             [(id / 2 % 6) as usize];
         let count = self.pick(&[0, 1, 1, 1, 1, 2, 2, 3]);
@@ -167,7 +174,7 @@ impl Generator {
         let protocol = self.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Udp, Protocol::Sctp]);
         let is_first = self.rng.u32(..4) > 0;
         let kind = self.kind(protocol, is_first, is_v4);
-        self.from_pod(interface, from, to, kind)
+        self.sent(interface, from, to, kind)
     }
 
     /// The connection of a client to a backend without a service, often under ports that a flow has as well.
@@ -176,7 +183,7 @@ impl Generator {
         let is_v4 = flow.to.source.is_ipv4();
         let is_first = self.rng.bool();
         let kind = self.kind(flow.to.protocol, is_first, is_v4);
-        Some(self.from_pod(flow.to.interface, flow.to.source, flow.to.destination, kind))
+        Some(self.sent(flow.to.interface, flow.to.source, flow.to.destination, kind))
     }
 
     /// The next packet of a client.
@@ -184,7 +191,7 @@ impl Generator {
         let (tuple, _) = self.flow(model, |flow| matches!(flow.hook, Hook::FromPod | Hook::Hairpin))?;
         let is_first = self.one_in(8);
         let kind = self.kind(tuple.protocol, is_first, tuple.source.is_ipv4());
-        Some(self.from_pod(tuple.interface, tuple.source, tuple.destination, kind))
+        Some(self.sent(tuple.interface, tuple.source, tuple.destination, kind))
     }
 
     /// The answer of a backend, where it reaches the client.
@@ -192,7 +199,7 @@ impl Generator {
         let (tuple, flow) = self.flow(model, |flow| matches!(flow.hook, Hook::ToPod | Hook::HairpinReply))?;
         let is_first = self.one_in(20);
         let kind = self.kind(tuple.protocol, is_first, tuple.source.is_ipv4());
-        let mut send = self.from_pod(tuple.interface, tuple.source, tuple.destination, kind);
+        let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
         if flow.hook == Hook::ToPod {
             send.program = Program::ToPod;
         }
@@ -206,7 +213,7 @@ impl Generator {
         let is_first = self.one_in(4);
         let kind = self.kind(shown.protocol, is_first, shown.source.is_ipv4());
         let interface = if self.rng.bool() { shown.interface } else { self.interface() };
-        let mut send = self.from_pod(interface, shown.source, shown.destination, kind);
+        let mut send = self.sent(interface, shown.source, shown.destination, kind);
         if self.rng.bool() {
             send.program = Program::ToPod;
         }
@@ -233,7 +240,8 @@ impl Generator {
             about.lies.push(self.lie(&packet));
         }
         let header = if is_v4 { 20 } else { 40 } + about.options.len() * 4;
-        let quoted = self.pick(&[header + 8, header + 8, header + 18, header + 28, 500, header + 4, 20, 3, 0]);
+        let quoted =
+            if self.one_in(6) { self.rng.usize(..header + 20) } else { header + self.pick(&[8, 8, 18, 28, 500]) };
         let (kind, code) = if is_v4 {
             self.pick(&[(3, 3), (3, 4), (3, 1), (11, 0), (12, 0), (5, 0)])
         } else {
@@ -242,10 +250,10 @@ impl Generator {
         let router = SocketAddr::new(address(is_v4, 3, 1), 0);
         let blamed = if self.one_in(3) { router } else { seen.destination };
         // The error travels to the sender of what it is about.
-        let is_from_pod = matches!(flow.hook, Hook::ToPod | Hook::HairpinReply) || self.one_in(10);
+        let is_from_pod = flow.hook != Hook::FromPod;
         let kind = Kind::Error { kind, code, about: Box::new(about), quoted };
-        let mut send = self.from_pod(tuple.interface, blamed, seen.source, kind);
-        if !is_from_pod || self.one_in(10) {
+        let mut send = self.sent(tuple.interface, blamed, seen.source, kind);
+        if is_from_pod == self.one_in(10) {
             send.program = Program::ToPod;
         }
         Some(send)
@@ -256,7 +264,7 @@ impl Generator {
         let from = SocketAddr::new(pod(is_v4, interface), self.client_port());
         let to = if self.one_in(4) { self.backend(is_v4) } else { SocketAddr::new(self.vip(is_v4), 0) };
         let kind = if self.one_in(6) { Kind::EchoReply } else { Kind::EchoRequest };
-        let mut send = self.from_pod(interface, from, to, kind);
+        let mut send = self.sent(interface, from, to, kind);
         if self.one_in(6) {
             send.program = Program::ToPod;
         }
@@ -277,7 +285,7 @@ impl Generator {
         };
         let protocol = self.pick(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
         let kind = if self.one_in(4) { Kind::Other(self.rng.u8(..)) } else { self.kind(protocol, true, is_v4) };
-        self.from_pod(interface, from, to, kind)
+        self.sent(interface, from, to, kind)
     }
 
     fn kind(&mut self, protocol: Protocol, is_first: bool, is_v4: bool) -> Kind {
@@ -293,7 +301,7 @@ impl Generator {
         }
     }
 
-    fn from_pod(&mut self, interface: u32, from: SocketAddr, to: SocketAddr, kind: Kind) -> Send {
+    fn sent(&mut self, interface: u32, from: SocketAddr, to: SocketAddr, kind: Kind) -> Send {
         let mut packet = Packet::new(from, to, kind);
         self.vary(&mut packet);
         Send { program: Program::FromPod, interface, packet, mark: 0, own: false, summed: false }

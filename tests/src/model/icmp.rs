@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{Hook, Reason};
+use lb_common::abi::{Hook, Reason, options};
 
 use super::flows::Tuple;
 use super::programs::{Arrival, Model, Outcome, Program, Verdict};
@@ -68,7 +68,7 @@ impl Model {
 
     /// A ping of a virtual address is answered while that has a backend.
     fn echo(&mut self, arrival: &Arrival, headers: &Headers, reply: u8) -> Result<Option<Outcome>, Reason> {
-        let is_asked = arrival.program == Program::FromPod && self.settings.answers_echo;
+        let is_asked = arrival.program == Program::FromPod && self.settings.options & options::ANSWER_ECHO != 0;
         if !is_asked || !self.services.is_vip(headers.destination) {
             return Ok(None);
         }

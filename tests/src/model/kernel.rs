@@ -53,16 +53,14 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses it.
     pub fn load(object: &[u8], settings: &Settings) -> Result<Self> {
-        let handover = abi::handover::NONE;
-        let options = settings.options();
         let idle: [u64; 8] = zerocopy::transmute!(settings.idle);
         let (hairpin_4, hairpin_6) = (settings.hairpin_4.octets(), settings.hairpin_6.octets());
         let mut loader = EbpfLoader::new();
         loader
             .override_global("SEED", &settings.seed, true)
             .override_global("MARK", &settings.mark, true)
-            .override_global("HANDOVER", &handover, true)
-            .override_global("OPTIONS", &options, true)
+            .override_global("HANDOVER", &settings.handover, true)
+            .override_global("OPTIONS", &settings.options, true)
             .override_global("REFUSALS_PER_SECOND", &NO_LIMIT, true)
             .override_global("IDLE", &idle, true)
             .override_global("HAIRPIN_4", &hairpin_4, true)
@@ -180,7 +178,7 @@ impl Kernel {
                 let backends = [ids[0], ids.get(1).copied().unwrap_or(0)];
                 self.map("SLOTS")?.update(&pair.to_ne_bytes(), abi::SlotPair { backends }.as_bytes())?;
             }
-            let slots = abi::SlotRange { start: id * SLOTS, len: slots.len() as u32 };
+            let slots = abi::SlotRange { start: id * SLOTS, len: u32::try_from(slots.len())? };
             let port = services.ports.get(&id).cloned().unwrap_or_default();
             let flags = if port.drop_when_empty { abi::service_port_flags::DROP_WHEN_EMPTY } else { 0 };
             let value = abi::ServicePort { slots, affinity: port.affinity, flags };
@@ -327,8 +325,9 @@ impl Map {
 
     /// All entries, by batches: bytes of key and value.
     fn entries(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        const BATCH: usize = 4096;
-        let (mut keys, mut values) = (vec![0; BATCH * self.key], vec![0; BATCH * self.value]);
+        const BATCH: u32 = 4096;
+        let room = BATCH as usize;
+        let (mut keys, mut values) = (vec![0; room * self.key], vec![0; room * self.value]);
         let mut position = [0_u32; 2];
         let mut all = Vec::new();
         let mut is_first = true;
@@ -338,8 +337,8 @@ impl Map {
                 out_batch: (&raw mut position[1]) as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
-                count: BATCH as u32,
-                map_fd: self.fd as u32,
+                count: BATCH,
+                map_fd: self.fd.cast_unsigned(),
                 ..Batch::default()
             };
             let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut batch);
@@ -394,7 +393,7 @@ struct Entry {
 
 impl Entry {
     fn new(fd: RawFd, key: *const u8, value: *const u8) -> Self {
-        Self { map_fd: fd as u32, key: key as u64, value: value as u64, ..Self::default() }
+        Self { map_fd: fd.cast_unsigned(), key: key as u64, value: value as u64, ..Self::default() }
     }
 }
 

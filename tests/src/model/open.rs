@@ -71,6 +71,9 @@ impl Model {
         }
         let key = AffinityKey { client: from.source.ip(), service_port };
         let stays = if affinity == 0 { None } else { self.stays_with(key, affinity, now) };
+        if stays.is_some() {
+            self.counts.note("client stays with its backend");
+        }
         let chosen = match stays {
             Some(id) => self.take(from, id, now).map(|opened| (id, opened)),
             None => (0..ATTEMPTS).find_map(|attempt| {
@@ -81,6 +84,7 @@ impl Model {
         let (id, opened) = match chosen {
             Some(chosen) => chosen,
             None => {
+                self.counts.note("no choice left but another source port");
                 let id = stays.unwrap_or_else(|| self.choice(from, service_port, 0));
                 (id, self.take_under_spare_port(from, id, now).ok_or(Reason::ReplyTaken)?)
             }
@@ -91,6 +95,7 @@ impl Model {
         }
         let flow = packet.flow(opened, id, backend.generation, service_port, now);
         self.add(from, &flow, now);
+        self.counts.note(if opened.hook == Hook::Hairpin { "hairpin flow opened" } else { "flow opened" });
         Ok(opened)
     }
 
@@ -112,6 +117,7 @@ impl Model {
             to.source.set_port(self.spare_port(from, attempt));
             if self.replies_are_free(from, to, now) {
                 let opened = Opened { to, hook: Hook::FromPod };
+                self.counts.note("connection without a service got another source port");
                 self.add(from, &packet.flow(opened, NO_BACKEND, 0, NO_BACKEND, now), now);
                 return Ok(Some(opened));
             }
@@ -134,7 +140,8 @@ impl Model {
 
     fn choice(&self, from: Tuple, service_port: u32, attempt: u32) -> u32 {
         let slots = &self.services.slots[&service_port];
-        slots[hash::slot(self.hash(from, attempt), slots.len() as u32) as usize]
+        let count = u32::try_from(slots.len()).expect("few slots");
+        slots[hash::slot(self.hash(from, attempt), count) as usize]
     }
 
     fn hash(&self, tuple: Tuple, attempt: u32) -> u32 {
@@ -168,8 +175,9 @@ impl Model {
     }
 
     fn spare_port(&self, from: Tuple, attempt: u32) -> u16 {
-        let ports = u32::from(SPARE_PORTS.end() - SPARE_PORTS.start()) + 1;
-        SPARE_PORTS.start() + hash::slot(self.hash(from, attempt), ports) as u16
+        let count = u32::from(SPARE_PORTS.end() - SPARE_PORTS.start()) + 1;
+        let number = hash::slot(self.hash(from, attempt), count);
+        SPARE_PORTS.start() + u16::try_from(number).expect("fewer than there are ports")
     }
 
     fn flow_to(&self, from: Tuple, id: u32, source_port: u16) -> Opened {
@@ -194,6 +202,7 @@ impl Model {
             flow.has_ended(Some(&present)) || flow.is_expired(Some(&present), now, &self.settings.idle)
         });
         if is_over {
+            self.counts.note("flow that was over made room");
             self.flows.remove(owner);
             self.flows.remove(to.swap());
         }

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::flows::Tuple;
 use super::packet::Packet;
-use super::programs::{Arrival, Program};
+use super::programs::{Arrival, Program, Settings};
 use super::services::{self, ServicePort};
 
 /// Something that happens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
+    /// The programs are loaded with these options and this handover (see `lb_common::abi`). At the beginning only.
+    Load(u32, u32),
     /// A packet comes to a program.
     Send(Send),
     /// A service port is made, changed or, without frontends, removed.
@@ -25,6 +27,17 @@ pub enum Operation {
     Evict(Entry),
     /// The agent removes what is over.
     Collect,
+}
+
+/// What the programs are to be told for a sequence.
+#[must_use]
+pub fn settings(operations: &[Operation]) -> Settings {
+    match operations.first() {
+        Some(Operation::Load(options, handover)) => {
+            Settings { options: *options, handover: *handover, ..Settings::default() }
+        }
+        _ => Settings::default(),
+    }
 }
 
 /// A packet, and how it comes to which program.

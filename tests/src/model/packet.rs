@@ -153,9 +153,9 @@ impl Packet {
         let mut header = vec![0; 20 + words * 4];
         // Options of no operation.
         header[20..].fill(1);
-        header[0] = 0x45 + words as u8;
-        let length = (header.len() + payload) as u16;
-        header[2..4].copy_from_slice(&length.to_be_bytes());
+        header[0] = 0x40 | wire::two(5 + words)[1];
+        let length = header.len() + payload;
+        header[2..4].copy_from_slice(&wire::two(length));
         // Do not fragment.
         let (id, fragment) = match &self.fragment {
             None => (0, 0x4000),
@@ -192,7 +192,7 @@ impl Packet {
             }
         }
         let mut header = vec![0x60, 0, 0, 0];
-        header.extend(((extensions.len() + payload) as u16).to_be_bytes());
+        header.extend(wire::two(extensions.len() + payload));
         header.extend([kinds.first().copied().unwrap_or(protocol), 64]);
         header.extend(from);
         header.extend(to);
@@ -212,9 +212,8 @@ impl Packet {
                 (protocol::TCP, header, Some(16))
             }
             Kind::Udp | Kind::UdpUnchecked => {
-                let length = (8 + self.payload) as u16;
                 let check_at = (self.kind == Kind::Udp).then_some(6);
-                (protocol::UDP, [&ports[..], &length.to_be_bytes(), &[0, 0]].concat(), check_at)
+                (protocol::UDP, [&ports[..], &wire::two(8 + self.payload), &[0, 0]].concat(), check_at)
             }
             Kind::Sctp(chunk) => {
                 // Common header (a checksum that nobody here looks at), then the header of a chunk.

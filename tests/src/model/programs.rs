@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::Protocol;
-use lb_common::abi::{Hook, IdleTimes, Reason, options};
+use lb_common::abi::{Hook, IdleTimes, Reason, handover, options};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,8 @@ pub(super) const NO_BACKEND: u32 = u32::MAX;
 pub struct Settings {
     pub seed: u64,
     pub mark: u32,
-    pub answers_echo: bool,
-    pub refuses_unserved: bool,
+    pub options: u32,
+    pub handover: u32,
     pub idle: IdleTimes,
     pub hairpin_4: Ipv4Addr,
     pub hairpin_6: Ipv6Addr,
@@ -42,8 +42,8 @@ impl Default for Settings {
         Self {
             seed: 42,
             mark: 0x20_0000,
-            answers_echo: true,
-            refuses_unserved: false,
+            options: options::ANSWER_ECHO,
+            handover: handover::NONE,
             idle: IdleTimes {
                 tcp_established: 40 * SECOND,
                 tcp_half_open: 12 * SECOND,
@@ -61,13 +61,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// As the programs want them.
-    #[must_use]
-    pub const fn options(&self) -> u32 {
-        let echo = if self.answers_echo { options::ANSWER_ECHO } else { 0 };
-        echo | if self.refuses_unserved { options::REFUSE_UNSERVED } else { 0 }
-    }
-
     /// From whom a pod hears that dials itself.
     #[must_use]
     pub fn hairpin(&self, is_v4: bool) -> IpAddr {
@@ -224,6 +217,15 @@ impl Model {
         }
     }
 
+    /// An entry whose other half is not there, or belongs to another.
+    #[must_use]
+    pub fn single_half(&self) -> Option<(Tuple, Flow)> {
+        let flows = self.flows.entries();
+        let is_alone =
+            |(tuple, flow): &(&Tuple, &Flow)| flows.get(&flow.to.swap()).is_none_or(|other| other.to != tuple.swap());
+        flows.iter().find(is_alone).map(|(tuple, flow)| (*tuple, *flow))
+    }
+
     /// Removes the flows that are over, as the agent does now and then: their keys.
     pub fn collect(&mut self, now: u64) -> Vec<Tuple> {
         let flows = self.flows.entries();
@@ -275,13 +277,13 @@ impl Model {
             return Ok(outcome);
         }
         match arrival.program {
-            Program::FromPod => self.from_pod(&packet, now),
-            Program::ToPod => Ok(self.to_pod(&packet, now)),
+            Program::FromPod => self.sent_by_pod(&packet, now),
+            Program::ToPod => Ok(self.sent_to_pod(&packet, now)),
         }
     }
 
     /// A packet that a pod has sent.
-    fn from_pod(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Outcome>, Reason> {
+    fn sent_by_pod(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Outcome>, Reason> {
         let tuple = packet.tuple;
         if let Some(flow) = self.flows.get(tuple) {
             match flow.hook {
@@ -289,19 +291,31 @@ impl Model {
                 Hook::ToPod => return Ok(None),
                 Hook::HairpinReply => {
                     self.account(packet, now);
+                    self.counts.note("hairpin reply");
                     return Ok(Some(self.translated(packet, Opened::of(&flow))));
                 }
                 Hook::FromPod | Hook::Hairpin => {
                     if self.may_go_on(packet, &flow) && self.has_its_mirror(tuple, &flow, now) {
                         self.account(packet, now);
+                        self.counts.note("flow followed");
                         return Ok(Some(self.translated(packet, Opened::of(&flow))));
                     }
+                    self.counts.note("flow left for another");
                     self.remove_pair(tuple, &flow);
                 }
             }
         }
         let key = FrontendKey { at: tuple.destination, protocol: tuple.protocol };
         let Some(&service_port) = self.services.frontends.get(&key) else { return self.not_served(packet, now) };
+        let is_anothers = match self.settings.handover {
+            handover::FROM_ANOTHER => tuple.protocol == Protocol::Tcp && !packet.is_first(),
+            handover::TO_ANOTHER => true,
+            _ => false,
+        };
+        if is_anothers {
+            self.counts.note("left to another proxy");
+            return Ok(None);
+        }
         let opened = self.open(packet, service_port, now);
         let counts = self.counts.services.entry(service_port).or_default();
         match opened {
@@ -323,16 +337,18 @@ impl Model {
         {
             return Ok(Some(self.translated(packet, opened)));
         }
-        if self.settings.refuses_unserved && self.services.is_vip(packet.tuple.destination.ip()) {
+        if self.settings.options & options::REFUSE_UNSERVED != 0 && self.services.is_vip(packet.tuple.destination.ip())
+        {
             return self.refuse(packet).map(Some);
         }
         Ok(None)
     }
 
     /// A packet that is about to reach a pod.
-    fn to_pod(&mut self, packet: &Packet<'_>, now: u64) -> Option<Outcome> {
+    fn sent_to_pod(&mut self, packet: &Packet<'_>, now: u64) -> Option<Outcome> {
         let flow = self.flows.get(packet.tuple).filter(|flow| flow.hook == Hook::ToPod)?;
         self.account(packet, now);
+        self.counts.note("reply");
         let frame = rewrite(&packet.arrival.frame, &packet.headers, flow.to.source, flow.to.destination);
         Some(Outcome { verdict: Verdict::Pass, reason: None, frame, mark: packet.arrival.mark })
     }
@@ -373,12 +389,13 @@ impl Model {
 
     /// Now and then, and after a pause, a flow sees after its mirror, which may have been evicted.
     fn has_its_mirror(&mut self, tuple: Tuple, flow: &Flow, now: u64) -> bool {
-        if now.saturating_sub(flow.last_seen) <= MIRROR_PAUSE && flow.packets % MIRROR_PACKETS != 0 {
+        if now.saturating_sub(flow.last_seen) <= MIRROR_PAUSE && !flow.packets.is_multiple_of(MIRROR_PACKETS) {
             return true;
         }
         match self.flows.get(flow.to.swap()) {
             Some(present) => present.to == tuple.swap(),
             None => {
+                self.counts.note("mirror put back");
                 self.flows.insert(flow.to.swap(), flow.mirror(tuple, now));
                 true
             }

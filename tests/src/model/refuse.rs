@@ -29,8 +29,8 @@ fn reset(packet: &Packet<'_>) -> Vec<u8> {
     let headers = &packet.headers;
     let at = headers.transport;
     let segment = &packet.arrival.frame[at..headers.end];
-    let data = segment.len() as u32;
-    let data = data.wrapping_sub(u32::from(segment[12] >> 4) * 4);
+    let header = usize::from(segment[12] >> 4) * 4;
+    let data = u32::from(u16::from_be_bytes(wire::two(segment.len() - header)));
     let acknowledged = wire::long(segment, 4)
         .wrapping_add(data)
         .wrapping_add(u32::from(packet.is_first()))
@@ -71,7 +71,7 @@ fn unreachable(packet: &Packet<'_>) -> Vec<u8> {
     let icmp = protocol::icmp(headers.is_v4());
     let check = wire::transport_checksum(headers.destination, headers.source, icmp, &message(&quoted), 2);
     let mut frame = packet.arrival.frame[..wire::ETHERNET].to_vec();
-    frame.extend(header(headers, icmp, plain.len() as u16));
+    frame.extend(header(headers, icmp, plain.len()));
     let at = frame.len();
     frame.extend(plain);
     frame[at + 2..at + 4].copy_from_slice(&check.to_be_bytes());
@@ -79,13 +79,12 @@ fn unreachable(packet: &Packet<'_>) -> Vec<u8> {
 }
 
 /// The IP header of an error.
-fn header(headers: &Headers, icmp: u8, length: u16) -> Vec<u8> {
+fn header(headers: &Headers, icmp: u8, length: usize) -> Vec<u8> {
     use std::net::IpAddr::{V4, V6};
     match (headers.destination, headers.source) {
         (V4(from), V4(to)) => {
             // Internetwork control (RFC 1812 section 4.3.2.5), do not fragment.
-            let mut header =
-                [&[0x45, 0xc0][..], &(length + 20).to_be_bytes(), &[0, 0, 0x40, 0, 64, icmp, 0, 0]].concat();
+            let mut header = [&[0x45, 0xc0][..], &wire::two(length + 20), &[0, 0, 0x40, 0, 64, icmp, 0, 0]].concat();
             header.extend(from.octets());
             header.extend(to.octets());
             let check = wire::checksum(&header);
@@ -93,7 +92,7 @@ fn header(headers: &Headers, icmp: u8, length: u16) -> Vec<u8> {
             header
         }
         (V6(from), V6(to)) => {
-            let mut header = [&[0x60, 0, 0, 0][..], &length.to_be_bytes(), &[icmp, 64]].concat();
+            let mut header = [&[0x60, 0, 0, 0][..], &wire::two(length), &[icmp, 64]].concat();
             header.extend(from.octets());
             header.extend(to.octets());
             header
@@ -106,13 +105,12 @@ fn header(headers: &Headers, icmp: u8, length: u16) -> Vec<u8> {
 pub fn answer(frame: &mut [u8], headers: &Headers, end: usize) {
     let start = headers.start;
     if !headers.is_v4() {
-        let length = (end - start - 40) as u16;
-        frame[start + 4..start + 6].copy_from_slice(&length.to_be_bytes());
+        frame[start + 4..start + 6].copy_from_slice(&wire::two(end - start - 40));
         frame[start + 7] = 64;
         return write_addresses(frame, headers, headers.destination, headers.source);
     }
     let (check, before) = (wire::word(frame, start + 10), header_checksum(frame, start));
-    frame[start + 2..start + 4].copy_from_slice(&((end - start) as u16).to_be_bytes());
+    frame[start + 2..start + 4].copy_from_slice(&wire::two(end - start));
     frame[start + 8] = 64;
     write_addresses(frame, headers, headers.destination, headers.source);
     let check = carry_over(check, before, header_checksum(frame, start));

@@ -99,6 +99,10 @@ pub fn header_checksum(frame: &[u8], start: usize) -> u16 {
 /// is that of remainders modulo 65,535.
 #[must_use]
 pub fn carry_over(check: u16, before: u16, now: u16) -> u16 {
-    let difference = 0xffff + u32::from(now) - u32::from(before);
-    ((u32::from(check) + difference) % 0xffff) as u16
+    let remainder = |number: u16| if number == 0xffff { 0 } else { number };
+    let plus = |a: u16, b: u16| {
+        let (sum, carry) = a.overflowing_add(b);
+        remainder(sum + u16::from(carry))
+    };
+    plus(plus(check, now), !before)
 }

@@ -83,7 +83,7 @@ fn plainer(operation: &Operation) -> Vec<Operation> {
         Operation::Serve(id, port) => {
             plainer_services(port).into_iter().map(|port| Operation::Serve(*id, port)).collect()
         }
-        Operation::Wait(_) | Operation::Evict(_) | Operation::Collect => Vec::new(),
+        Operation::Load(..) | Operation::Wait(_) | Operation::Evict(_) | Operation::Collect => Vec::new(),
     }
 }
 

@@ -73,6 +73,13 @@ pub fn word(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([byte(at), byte(at + 1)])
 }
 
+/// A length as two bytes in network byte order: the upper ones are left out.
+#[must_use]
+pub const fn two(length: usize) -> [u8; 2] {
+    let [.., upper, lower] = length.to_be_bytes();
+    [upper, lower]
+}
+
 /// Four bytes in network byte order.
 #[must_use]
 pub fn long(bytes: &[u8], at: usize) -> u32 {
@@ -82,9 +89,12 @@ pub fn long(bytes: &[u8], at: usize) -> u32 {
 /// The checksum of some bytes (RFC 1071), which include the field itself as zeroes: never 0xffff unless all are zero.
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> u16 {
-    let sum: u64 = (0..bytes.len()).step_by(2).map(|at| u64::from(word(bytes, at))).sum();
-    // Modulo 65,535, but a sum that is not zero is 65,535 rather than 0.
-    if sum == 0 { 0xffff } else { !(((sum - 1) % 0xffff + 1) as u16) }
+    let words = (0..bytes.len()).step_by(2).map(|at| word(bytes, at));
+    // With end-around carry.
+    !words.fold(0, |sum: u16, word| {
+        let (sum, carry) = sum.overflowing_add(word);
+        sum + u16::from(carry)
+    })
 }
 
 /// The right checksum of a transport header with its payload, for the field at `at`, whatever is in there now.
@@ -99,8 +109,8 @@ pub fn transport_checksum(source: IpAddr, destination: IpAddr, number: u8, bytes
                 IpAddr::V6(address) => covered.extend(address.octets()),
             }
         }
-        covered.extend((bytes.len() as u32).to_be_bytes());
-        covered.extend([0, 0, 0, number]);
+        let [upper, lower] = two(bytes.len());
+        covered.extend([0, 0, upper, lower, 0, 0, 0, number]);
     }
     let start = covered.len();
     covered.extend(bytes);

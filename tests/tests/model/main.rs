@@ -9,7 +9,6 @@ use std::time::SystemTime;
 
 use lb_userspace::dataplane::OBJECT;
 use viaduct_tests::model::check::Check;
-use viaduct_tests::model::programs::Settings;
 use viaduct_tests::model::{fuzz, operation};
 use viaduct_tests::needs_root;
 
@@ -31,7 +30,7 @@ fn apart(body: impl FnOnce() + Send) {
 fn every_case_comes_out_as_the_model_says() {
     needs_root!();
     apart(|| {
-        let mut check = Check::new(OBJECT, Settings::default()).unwrap();
+        let mut check = Check::new(OBJECT).unwrap();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/cases");
         let mut cases: Vec<_> = folder.read_dir().unwrap().map(|file| file.unwrap().path()).collect();
         cases.sort();
