@@ -133,7 +133,7 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
         let found = series(&text, name);
         assert!(value.is_nan() || found == value, "{name} is {found}, not {value}");
     }
-    assert!(series(&text, "viaduct_dropped_packets_total{reason=\"no-backend\"}") >= 1.0, "{text}");
+    assert!(series(&text, "viaduct_dropped_packets_total{reason=\"refused\"}") >= 1.0, "{text}");
     let since = |name: &str| {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
         now - series(&text, &format!("kubeproxy_sync_proxy_rules_{name}_seconds{{ip_family=\"IPv4\"}}"))

@@ -49,7 +49,7 @@ pub(super) struct Arguments {
     /// IP families to serve. The maps of one that is left out take next to no memory.
     #[arg(long, value_name = "FAMILIES", value_delimiter = ',', default_value = "IPv4,IPv6", value_parser = ip_family)]
     ip_families: Vec<Family>,
-    /// Entries of the flow table of each IP family: two for each connection, 128 bytes each, 176 of IPv6.
+    /// Entries of the flow table of each IP family: two for each connection, 136 bytes each, 184 of IPv6.
     #[arg(long, value_name = "NUMBER", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     max_flows: u32,
     /// Clients of each IP family that stay with their backend by session affinity, one for each service port that they dial.

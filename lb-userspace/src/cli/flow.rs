@@ -62,7 +62,7 @@ fn rows<A: Address>(flows: Vec<(Tuple<A>, Flow<A>)>, labels: &BTreeMap<u32, Stri
     let flows: HashMap<_, _> = flows.into_iter().collect();
     flows
         .iter()
-        .filter(|(_, flow)| flow.hook == Hook::FromPod)
+        .filter(|(_, flow)| matches!(flow.hook, Hook::FromPod | Hook::Hairpin))
         .map(|(from, flow)| {
             let mirror = flows.get(&flow.to.swap()).filter(|mirror| mirror.to == from.swap());
             let last_seen = flow.last_seen.max(mirror.map_or(0, |mirror| mirror.last_seen));
