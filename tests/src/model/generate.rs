@@ -12,7 +12,7 @@ use super::operation::{Entry, Operation, Send};
 use super::packet::{Kind, Lie, Packet, Piece};
 use super::programs::{Model, Program};
 use super::services::ServicePort;
-use super::wire::{protocol, sctp};
+use super::wire::{self, protocol, sctp};
 
 /// The interfaces of pods, one each.
 pub const INTERFACES: std::ops::RangeInclusive<u32> = 2..=4;
@@ -55,7 +55,9 @@ impl Generator {
                 let id = self.rng.u32(..SERVICE_PORTS);
                 self.serve(id)
             }
-            8..14 => Operation::Wait(self.pick(&[40, 60, 300, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000])),
+            8..14 => {
+                Operation::Wait(self.pick(&[40, 60, 300, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000, 70_000]))
+            }
             14..20 if self.evicts => self.evict(model),
             20 => Operation::Collect,
             _ => Operation::Send(self.send(model)),
@@ -81,7 +83,11 @@ impl Generator {
         let draining = if self.one_in(3) { (0..2).map(|_| self.backend(is_v4)).collect() } else { [].into() };
         let affinity = self.pick(&[0, 0, 3, 20]);
         let drop_when_empty = self.rng.bool();
-        Operation::Serve(id, ServicePort { frontends, protocol, backends, draining, affinity, drop_when_empty })
+        let is_broken = self.one_in(30);
+        Operation::Serve(
+            id,
+            ServicePort { frontends, protocol, backends, draining, affinity, drop_when_empty, is_broken },
+        )
     }
 
     fn frontend(&mut self, is_v4: bool) -> SocketAddr {
@@ -188,10 +194,14 @@ impl Generator {
 
     /// The next packet of a client.
     fn continued(&mut self, model: &Model) -> Option<Send> {
-        let (tuple, _) = self.flow(model, |flow| matches!(flow.hook, Hook::FromPod | Hook::Hairpin))?;
+        let (tuple, flow) = self.flow(model, |flow| matches!(flow.hook, Hook::FromPod | Hook::Hairpin))?;
         let is_first = self.one_in(8);
         let kind = self.kind(tuple.protocol, is_first, tuple.source.is_ipv4());
-        Some(self.sent(tuple.interface, tuple.source, tuple.destination, kind))
+        let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
+        if self.one_in(20) {
+            aim_at_zero(&mut send.packet, &flow);
+        }
+        Some(send)
     }
 
     /// The answer of a backend, where it reaches the client.
@@ -202,6 +212,9 @@ impl Generator {
         let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
         if flow.hook == Hook::ToPod {
             send.program = Program::ToPod;
+        }
+        if self.one_in(20) {
+            aim_at_zero(&mut send.packet, &flow);
         }
         Some(send)
     }
@@ -358,7 +371,8 @@ impl Generator {
         let is_v4 = packet.from.is_ipv4();
         let length = packet.frame().len();
         let l4 = 14 + if is_v4 { 20 } else { 40 };
-        match self.rng.u32(..10) {
+        match self.rng.u32(..11) {
+            10 => Lie::Unfinished,
             0 => Lie::Cut(self.rng.usize(34..length.max(35))),
             1 => Lie::Trailer(self.rng.usize(1..40)),
             // Version and IHL, total length, protocol.
@@ -382,6 +396,18 @@ impl Generator {
         let constant = self.pick(&[None, None, Some(0), Some(255)]);
         (0..count).map(|_| constant.unwrap_or_else(|| self.rng.u8(..))).collect()
     }
+}
+
+/// Gives a packet the salt with which its checksum is 0 when it is translated: that looks like none (RFC 768).
+fn aim_at_zero(packet: &mut Packet, flow: &Flow) {
+    (packet.salt, packet.payload) = (0, if packet.kind == Kind::Udp { 2 } else { 0 });
+    let translated = Packet { from: flow.to.source, to: flow.to.destination, options: Vec::new(), ..packet.clone() };
+    let l4 = 14 + if packet.from.is_ipv4() { 20 } else { 40 };
+    packet.salt = match packet.kind {
+        Kind::Udp => wire::word(&translated.frame(), l4 + 6),
+        Kind::Tcp(_) => wire::word(&translated.frame(), l4 + 16),
+        _ => 0,
+    };
 }
 
 /// Addresses: of virtual ones (0), pods of this node (1), pods of others (2), routers (3).

@@ -74,18 +74,23 @@ impl Model {
         if stays.is_some() {
             self.counts.note("client stays with its backend");
         }
-        let chosen = match stays {
-            Some(id) => self.take(from, id, now).map(|opened| (id, opened)),
-            None => (0..ATTEMPTS).find_map(|attempt| {
-                let id = self.choice(from, service_port, attempt);
-                Some((id, self.take(from, id, now)?))
-            }),
+        let choices = match stays {
+            Some(id) => vec![Some(id)],
+            None => (0..ATTEMPTS).map(|attempt| self.choice(from, service_port, attempt)).collect(),
         };
-        let (id, opened) = match chosen {
-            Some(chosen) => chosen,
-            None => {
+        let mut chosen = None;
+        for id in &choices {
+            let id = id.ok_or(Reason::BadSlot)?;
+            chosen = self.take(from, id, now).map(|opened| (id, opened));
+            if chosen.is_some() {
+                break;
+            }
+        }
+        let (id, opened) = match (chosen, choices[0]) {
+            (Some(chosen), _) => chosen,
+            (None, first) => {
                 self.counts.note("no choice left but another source port");
-                let id = stays.unwrap_or_else(|| self.choice(from, service_port, 0));
+                let id = first.ok_or(Reason::BadSlot)?;
                 (id, self.take_under_spare_port(from, id, now).ok_or(Reason::ReplyTaken)?)
             }
         };
@@ -138,10 +143,12 @@ impl Model {
             .then_some(found.backend)
     }
 
-    fn choice(&self, from: Tuple, service_port: u32, attempt: u32) -> u32 {
+    /// The backend in the slot that is chosen. `None`: the slot names none.
+    fn choice(&self, from: Tuple, service_port: u32, attempt: u32) -> Option<u32> {
         let slots = &self.services.slots[&service_port];
         let count = u32::try_from(slots.len()).expect("few slots");
-        slots[hash::slot(self.hash(from, attempt), count) as usize]
+        let id = slots[hash::slot(self.hash(from, attempt), count) as usize];
+        self.services.backends.contains_key(&(from.source.is_ipv6(), id)).then_some(id)
     }
 
     fn hash(&self, tuple: Tuple, attempt: u32) -> u32 {

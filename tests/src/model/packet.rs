@@ -91,6 +91,8 @@ pub enum Lie {
     Bytes(usize, Vec<u8>),
     /// This many bytes of zero follow behind the packet.
     Trailer(usize),
+    /// The checksum of TCP or UDP is the sum of the pseudo-header only: the device is to add the rest.
+    Unfinished,
 }
 
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -123,6 +125,8 @@ impl Packet {
                     }
                 }
                 Lie::Trailer(length) => frame.extend(std::iter::repeat_n(0, *length)),
+                // See `transport`.
+                Lie::Unfinished => {}
             }
         }
         let least = wire::ETHERNET + if frame.get(12..14) == Some(&wire::IPV6) { 40 } else { 20 };
@@ -244,7 +248,12 @@ impl Packet {
         let payload = salt.into_iter().chain((0_u8..=255).cycle());
         bytes.extend(payload.take(self.payload));
         if let Some(at) = check_at {
-            wire::fill_in_checksum(self.from.ip(), self.to.ip(), protocol, &mut bytes, at);
+            if self.lies.contains(&Lie::Unfinished) {
+                let pseudo = wire::pseudo_sum(self.from.ip(), self.to.ip(), protocol, bytes.len());
+                bytes[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+            } else {
+                wire::fill_in_checksum(self.from.ip(), self.to.ip(), protocol, &mut bytes, at);
+            }
         }
         (protocol, bytes)
     }

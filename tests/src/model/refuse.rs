@@ -43,7 +43,7 @@ fn reset(packet: &Packet<'_>) -> Vec<u8> {
     let mut reset = [&segment[2..4], &segment[..2], &sequence.to_be_bytes(), &acknowledgement.to_be_bytes()].concat();
     reset.extend([5 << 4, flags, 0, 0, 0, 0, 0, 0]);
     let check = if is_unfinished(packet, 16) {
-        !wire::transport_checksum(headers.source, headers.destination, protocol::TCP, &[0; 20], 16)
+        wire::pseudo_sum(headers.source, headers.destination, protocol::TCP, reset.len())
     } else {
         wire::transport_checksum(headers.source, headers.destination, protocol::TCP, &reset, 16)
     };
@@ -122,7 +122,6 @@ pub fn answer(frame: &mut [u8], headers: &Headers, end: usize) {
 fn is_unfinished(packet: &Packet<'_>, field: usize) -> bool {
     let headers = &packet.headers;
     let length = headers.end - headers.transport;
-    let pseudo =
-        !wire::transport_checksum(headers.source, headers.destination, headers.protocol, &vec![0; length], field);
+    let pseudo = wire::pseudo_sum(headers.source, headers.destination, headers.protocol, length);
     wire::word(&packet.arrival.frame, headers.transport + field) == pseudo
 }

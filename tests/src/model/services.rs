@@ -35,6 +35,9 @@ pub struct ServicePort {
     /// Without a backend packets are dropped in silence.
     #[serde(default)]
     pub drop_when_empty: bool,
+    /// One of its slots names a backend that does not exist.
+    #[serde(default, skip_serializing_if = "super::packet::is_default")]
+    pub is_broken: bool,
 }
 
 impl ServicePort {
@@ -138,7 +141,11 @@ impl Services {
             .collect();
         // Slots are shared out evenly, or as evenly as a length that is no multiple allows.
         let length = if active.is_empty() { 0 } else { (SLOTS as usize).min(active.len() * 3) };
-        self.slots.insert(id, active.into_iter().cycle().take(length).collect());
+        let mut slots: Vec<u32> = active.into_iter().cycle().take(length).collect();
+        if let Some(last) = slots.last_mut().filter(|_| wanted.is_broken) {
+            *last = BACKENDS;
+        }
+        self.slots.insert(id, slots);
         self.ports.insert(id, wanted);
         if self.ports[&id].frontends.is_empty() {
             self.ports.remove(&id);

@@ -134,6 +134,7 @@ fn plainer_services(port: &ServicePort) -> Vec<ServicePort> {
         ServicePort { affinity: 0, ..port.clone() },
         ServicePort { draining: [].into(), ..port.clone() },
         ServicePort { drop_when_empty: false, ..port.clone() },
+        ServicePort { is_broken: false, ..port.clone() },
     ];
     for frontend in &port.frontends {
         let frontends = port.frontends.iter().copied().filter(|other| other != frontend).collect();

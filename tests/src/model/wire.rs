@@ -119,6 +119,12 @@ pub fn transport_checksum(source: IpAddr, destination: IpAddr, number: u8, bytes
     checksum(&covered)
 }
 
+/// The sum of the pseudo-header alone.
+#[must_use]
+pub fn pseudo_sum(source: IpAddr, destination: IpAddr, number: u8, length: usize) -> u16 {
+    !transport_checksum(source, destination, number, &vec![0; length], 0)
+}
+
 /// Writes the right checksum.
 pub fn fill_in_checksum(source: IpAddr, destination: IpAddr, number: u8, bytes: &mut [u8], at: usize) {
     let check = match transport_checksum(source, destination, number, bytes, at) {
