@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use lb_common::Protocol;
+use lb_common::{Family, Protocol};
 use lb_common::abi::{Flow, Hook, Reason};
 
 use crate::flow::now;
@@ -52,7 +52,10 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     work.socket.destination = work.to.source;
     work.socket.source_port = work.to.destination_port.to_be();
     work.socket.destination_port = work.to.source_port.to_be();
-    let size = (size_of::<A>() * 2 + size_of::<u32>()) as u32;
+    let size = match A::FAMILY {
+        Family::V4 => 12,
+        Family::V6 => 36,
+    };
     let tuple = (&raw mut work.socket).cast::<bpf_sock_tuple>();
     let ctx = ctx.skb.skb.cast::<c_void>();
     // SAFETY: the tuple is as long as is said; a socket that is found is given back, and read before.

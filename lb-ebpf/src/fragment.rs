@@ -7,8 +7,8 @@ use lb_common::tuple::Zero;
 
 use crate::flow::now;
 use crate::ip::Ip;
-use crate::maps;
-use crate::packet::{Next, Packet, send_round};
+use crate::packet::{Next, Packet, interface, send_round};
+use crate::{limit, maps};
 
 /// How long a receiver waits for the fragments of a packet, nanoseconds: RFC 791 leaves it open and Linux takes 30 s; RFC
 /// 8200 section 4.5 says 60 s.
@@ -16,7 +16,7 @@ const REASSEMBLY_4: u64 = 30_000_000_000;
 const REASSEMBLY_6: u64 = 60_000_000_000;
 
 /// How often a fragment that overtook the first one of its packet is sent round.
-const ROUNDS: u16 = 16;
+const ROUNDS: u32 = 16;
 
 /// Remembers the ports of a first fragment.
 #[inline(never)]
@@ -54,7 +54,7 @@ pub fn wait<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason> 
     let rounds = unsafe { &raw mut (*ctx.skb.skb).tc_index };
     // SAFETY: as above. Nothing else uses the field in a packet that just came in.
     unsafe {
-        if *rounds >= u32::from(ROUNDS) {
+        if *rounds >= ROUNDS || !limit::allows(interface(ctx)) {
             return Err(Reason::Fragment);
         }
         *rounds += 1;

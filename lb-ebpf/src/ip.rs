@@ -14,7 +14,7 @@ use crate::settings;
 
 /// How many extension headers are walked through, and how many bytes of them.
 const EXTENSION_HEADERS: u32 = 6;
-const EXTENSION_BYTES: usize = 256;
+const EXTENSION_BYTES: u32 = 256;
 
 /// Which part of a packet this is.
 #[repr(u8)]
@@ -193,7 +193,7 @@ fn fill_6(network: &mut Network<Address6>, ip: &Ipv6Header, payload: usize, end:
 impl Ip for Address6 {
     const ETHERTYPE: u16 = ETHERTYPE_IPV6;
     const HEADER_LEN: usize = size_of::<Ipv6Header>();
-    const MOST_HEADERS: u32 = 14 + 40 + EXTENSION_BYTES as u32 + 8 + 40 + 8 + 20;
+    const MOST_HEADERS: u32 = 14 + 40 + EXTENSION_BYTES + 8 + 40 + 8 + 20;
     const ICMP: u8 = next_header::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
@@ -279,7 +279,7 @@ const fn is_extension(protocol: u8) -> bool {
 /// Goes past the extension headers (RFC 8200 section 4). False: the packet has further to go than its destination.
 #[inline(never)]
 fn walk(ctx: &TcContext, network: &mut Network<Address6>) -> Option<Result<bool, Reason>> {
-    let most = network.payload + EXTENSION_BYTES;
+    let most = network.payload + EXTENSION_BYTES as usize;
     for _ in 0..EXTENSION_HEADERS {
         match network.protocol {
             next_header::HOP_BY_HOP | next_header::DESTINATION_OPTIONS | next_header::ROUTING => {

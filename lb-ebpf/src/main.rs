@@ -2,7 +2,7 @@
 //!
 //! A packet's way through them: [`packet`] parses, with [`ip`] for what differs between the families; [`flow`] finds the flow,
 //! or has it made by [`open`] (with [`select`] for the choice of a backend, [`lifetime`] and [`direct`] for ports in use);
-//! [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what has no backend.
+//! [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what has no backend, within what [`limit`] allows.
 //! [`maps`] lists every map, [`settings`] what the agent patches, [`reason`] counts what was not served.
 //!
 //! Nothing here may panic: the build rejects an object that could.
@@ -19,6 +19,7 @@ mod fragment;
 mod icmp;
 mod ip;
 mod lifetime;
+mod limit;
 mod maps;
 mod open;
 mod packet;

@@ -263,7 +263,7 @@ pub fn put_fragment<A: Maps>(key: &FragmentKey<A>, fragment: &Fragment) {
 #[inline(always)]
 pub fn interface(index: u32) -> Option<PodInterface> {
     // SAFETY: copied at once.
-    unsafe { INTERFACES.get(&index).copied() }
+    unsafe { INTERFACES.get(index).copied() }
 }
 
 #[inline(always)]

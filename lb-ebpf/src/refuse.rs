@@ -1,6 +1,8 @@
 //! Telling a pod that nobody serves what it dials: a TCP RST, or an ICMP error, made out of its own packet and sent back to
 //! it, so that it need not wait.
 
+#![expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "lengths of packets")]
+
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::generated::bpf_skb_change_tail;
 use aya_ebpf::programs::TcContext;
@@ -11,11 +13,10 @@ use lb_common::wire::{
 };
 use lb_common::{Address as _, Address4, Address6, Protocol};
 
-use crate::flow::now;
 use crate::ip::{Ip, Part};
 use crate::packet::{Next, Packet, interface, ptr_at, send_back};
 use crate::rewrite::make_up_for;
-use crate::{maps, reason, settings};
+use crate::{limit, reason};
 
 /// Hops that our own packets may take.
 const HOP_LIMIT: u8 = 64;
@@ -28,7 +29,7 @@ pub fn refuse<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason
     if packet.part == Part::Later || (is_tcp && (packet.is_reset() || packet.part != Part::Whole)) {
         return Err(Reason::Refused);
     }
-    if !may_tell(interface(ctx)) {
+    if !limit::allows(interface(ctx)) {
         return Err(Reason::RefusalLimit);
     }
     if is_tcp {
@@ -39,28 +40,6 @@ pub fn refuse<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason
     let next = send_back(ctx)?;
     reason::count(Reason::Refused);
     Ok(next)
-}
-
-/// A token bucket that holds what one second may bring.
-#[inline(always)]
-fn may_tell(interface: u32) -> bool {
-    const SECOND: u64 = 1_000_000_000;
-    let Some(bucket) = maps::refusals(interface) else { return false };
-    let (rate, now) = (u64::from(settings::refusals_per_second()), now());
-    // SAFETY: a per-CPU value, valid for the run of the program; programs on one CPU do not interleave at TC.
-    unsafe {
-        let elapsed = now.saturating_sub((*bucket).filled).min(SECOND);
-        let added = elapsed * rate / SECOND;
-        if added > 0 {
-            (*bucket).tokens = ((*bucket).tokens + added).min(rate);
-            (*bucket).filled = now;
-        }
-        if (*bucket).tokens == 0 {
-            return false;
-        }
-        (*bucket).tokens -= 1;
-    }
-    true
 }
 
 /// Turns a TCP segment into the RST that a host without such a port sends (RFC 9293 section 3.10.7.1).

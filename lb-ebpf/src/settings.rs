@@ -57,7 +57,7 @@ pub fn idle() -> &'static IdleTimes {
     let times = {
         let mut times = times;
         // SAFETY: the pointer stays what it is.
-        unsafe { core::arch::asm!("/* {0} */", inout(reg) times, options(pure, nomem, nostack)) };
+        unsafe { core::arch::asm!("/* {0} */", inout(reg) times, options(pure, readonly, nostack)) };
         times
     };
     // SAFETY: a constant of this object.
