@@ -8,9 +8,9 @@ use lb_common::Protocol;
 use lb_common::abi::{Hook, handover, options};
 
 use super::flows::{Flow, Tuple};
-use super::operation::{Entry, Operation, Send};
+use super::operation::{Entry, Load, Operation, Send};
 use super::packet::{Kind, Lie, Packet, Piece};
-use super::programs::{Model, Program};
+use super::programs::{Model, NO_LIMIT, Program};
 use super::services::ServicePort;
 use super::wire::{self, protocol, sctp};
 
@@ -41,8 +41,13 @@ impl Generator {
         self.evicts = self.rng.bool();
         let options = self.pick(&[0, options::ANSWER_ECHO | options::REFUSE_UNSERVED]);
         let handover = self.pick(&[handover::NONE, handover::FROM_ANOTHER, handover::TO_ANOTHER]);
+        let refusals_per_second = self.pick(&[0, NO_LIMIT]);
         // To load the programs anew takes as long as a sequence.
-        if self.one_in(60) { vec![Operation::Load(options, handover)] } else { Vec::new() }
+        if self.one_in(60) {
+            vec![Operation::Load(Load { options, handover, refusals_per_second })]
+        } else {
+            Vec::new()
+        }
     }
 
     /// What happens next, and may have to do with what happened before.

@@ -21,8 +21,6 @@ use super::services::{BACKENDS, SERVICE_PORTS, SLOTS, Services};
 
 /// Room for entries in each table whose oldest entries are evicted: far more than there ever are, so that none is.
 const ROOM: u32 = 1 << 16;
-/// More refusals in a second than this machine can make.
-const NO_LIMIT: u32 = 1_000_000_000;
 
 /// Programs and maps.
 pub struct Kernel {
@@ -61,7 +59,7 @@ impl Kernel {
             .override_global("MARK", &settings.mark, true)
             .override_global("HANDOVER", &settings.handover, true)
             .override_global("OPTIONS", &settings.options, true)
-            .override_global("REFUSALS_PER_SECOND", &NO_LIMIT, true)
+            .override_global("REFUSALS_PER_SECOND", &settings.refusals_per_second, true)
             .override_global("IDLE", &idle, true)
             .override_global("HAIRPIN_4", &hairpin_4, true)
             .override_global("HAIRPIN_6", &hairpin_6, true);

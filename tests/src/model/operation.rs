@@ -15,8 +15,8 @@ use super::services::{self, ServicePort};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
-    /// The programs are loaded with these options and this handover (see `lb_common::abi`). At the beginning only.
-    Load(u32, u32),
+    /// The programs are loaded with these settings. At the beginning only.
+    Load(Load),
     /// A packet comes to a program.
     Send(Send),
     /// A service port is made, changed or, without frontends, removed.
@@ -29,13 +29,28 @@ pub enum Operation {
     Collect,
 }
 
+/// Settings of the programs, see `lb_common::abi`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// Bits of what they do besides translating.
+    pub options: u32,
+    /// How they stand to another proxy.
+    pub handover: u32,
+    /// 0, or more than there can be: between these it is a matter of luck who is told.
+    pub refusals_per_second: u32,
+}
+
 /// What the programs are to be told for a sequence.
 #[must_use]
 pub fn settings(operations: &[Operation]) -> Settings {
     match operations.first() {
-        Some(Operation::Load(options, handover)) => {
-            Settings { options: *options, handover: *handover, ..Settings::default() }
-        }
+        Some(Operation::Load(Load { options, handover, refusals_per_second })) => Settings {
+            options: *options,
+            handover: *handover,
+            refusals_per_second: *refusals_per_second,
+            ..Settings::default()
+        },
         _ => Settings::default(),
     }
 }

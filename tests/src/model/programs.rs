@@ -9,6 +9,7 @@ use lb_common::abi::{Hook, IdleTimes, Reason, handover, options};
 use serde::{Deserialize, Serialize};
 
 use super::flows::{Affinity, AffinityKey, Flow, Fragment, FragmentKey, Tuple};
+use super::fragments::Known;
 use super::open::Opened;
 use super::rewrite::rewrite;
 use super::services::{self, FrontendKey, Services};
@@ -22,6 +23,9 @@ const MIRROR_PACKETS: u64 = 64;
 /// The backend of a connection that a client has made without a service.
 pub(super) const NO_BACKEND: u32 = u32::MAX;
 
+/// More refusals in a second than any machine can make.
+pub(super) const NO_LIMIT: u32 = 1_000_000_000;
+
 /// What the programs are told when they are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in lb_common::abi")]
@@ -30,6 +34,7 @@ pub struct Settings {
     pub mark: u32,
     pub options: u32,
     pub handover: u32,
+    pub refusals_per_second: u32,
     pub idle: IdleTimes,
     pub hairpin_4: Ipv4Addr,
     pub hairpin_6: Ipv6Addr,
@@ -44,6 +49,7 @@ impl Default for Settings {
             mark: 0x20_0000,
             options: options::ANSWER_ECHO,
             handover: handover::NONE,
+            refusals_per_second: NO_LIMIT,
             idle: IdleTimes {
                 tcp_established: 40 * SECOND,
                 tcp_half_open: 12 * SECOND,
@@ -272,7 +278,7 @@ impl Model {
             packet.read_transport()?;
         }
         if packet.headers.part != Part::Whole
-            && let Err(outcome) = self.fragment(&mut packet, now)
+            && let Known::No(outcome) = self.fragment(&mut packet, now)?
         {
             return Ok(outcome);
         }

@@ -11,10 +11,15 @@ impl Model {
     /// A TCP RST or an ICMP error in the name of the address that was dialled.
     pub(super) fn refuse(&mut self, packet: &Packet<'_>) -> Result<Outcome, Reason> {
         let is_v4 = packet.headers.is_v4();
+        let is_tcp = packet.tuple.protocol == Protocol::Tcp;
+        // A fragment without ports is told nothing, nor is a RST.
+        if packet.headers.part == Part::Later || is_tcp && (packet.is_reset() || packet.headers.part != Part::Whole) {
+            return Err(Reason::Refused);
+        }
+        if self.settings.refusals_per_second == 0 {
+            return Err(Reason::RefusalLimit);
+        }
         let frame = match packet.tuple.protocol {
-            // A fragment without ports is told nothing, nor is a RST.
-            _ if packet.headers.part == Part::Later => return Err(Reason::Refused),
-            Protocol::Tcp if packet.is_reset() || packet.headers.part != Part::Whole => return Err(Reason::Refused),
             Protocol::Tcp => reset(packet),
             // With extension headers neither.
             _ if !is_v4 && packet.headers.transport != wire::ETHERNET + 40 => return Err(Reason::Refused),
