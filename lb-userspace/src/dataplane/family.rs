@@ -7,14 +7,15 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Vip,
+    FrontendKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
-use lb_common::{Address, Tuple};
+use lb_common::{Address, Protocol, Tuple};
 use zerocopy::IntoBytes as _;
 
 use super::maps::{cpus, per_cpu, shared};
 use super::shared_array::SharedArray;
+use super::stale_sockets::Stale;
 use super::table::{Entry, Table, parse};
 use super::{MapUse, Names, Pins};
 use crate::{plan, state};
@@ -26,6 +27,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    SocketKey<A>: Entry,
+    SocketPeer<A>: Entry,
     Tuple<A>: Entry,
 {
     frontends: Table<FrontendKey<A>, Frontend>,
@@ -38,6 +41,8 @@ where
     pub affinity: Table<AffinityKey<A>, Affinity>,
     /// Ports of packets that came in fragments.
     pub fragments: Table<FragmentKey<A>, Fragment>,
+    /// Peers of the sockets of processes.
+    pub sockets: Table<SocketKey<A>, SocketPeer<A>>,
     names: Names,
 }
 
@@ -48,6 +53,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    SocketKey<A>: Entry,
+    SocketPeer<A>: Entry,
     Tuple<A>: Entry,
 {
     pub(super) fn open(pins: &Pins, writable: bool) -> Result<Self> {
@@ -60,6 +67,7 @@ where
             flows: Table::open(pins, names.flows)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
+            sockets: Table::open(pins, names.sockets)?,
             names,
         })
     }
@@ -111,6 +119,23 @@ where
         ids.filter_map(|id| self.backend(id).map(|backend| Some((id, backend?))).transpose()).collect()
     }
 
+    /// Judges a connected UDP socket by its peer.
+    pub(super) fn stale(&self, cookie: u64, address: A, port: u16) -> Result<Option<Stale>> {
+        let (protocol, side) = (Protocol::Udp, SocketSide::Network);
+        let Some(peer) = self.sockets.get(&SocketKey { cookie: cookie.into(), address, port, protocol, side })? else {
+            // A virtual address that was none when it was dialled.
+            let frontend = self.frontends.get(&FrontendKey { address, port, protocol, scope: Scope::Cluster })?;
+            let dialled = SocketAddr::new(address.ip(), port);
+            return Ok(frontend.map(|_| Stale { dialled, was_led: false }));
+        };
+        let serves = self.backend(peer.backend)?.is_some_and(|backend| {
+            backend.generation == peer.generation
+                && matches!(backend.state, BackendState::Active | BackendState::Draining)
+        });
+        let dialled = SocketAddr::new(peer.address.ip(), peer.port);
+        Ok((!serves).then_some(Stale { dialled, was_led: true }))
+    }
+
     /// How many backends there is room for.
     #[must_use]
     pub const fn backends_len(&self) -> u32 {
@@ -142,6 +167,7 @@ where
             used(&self.flows)?,
             used(&self.affinity)?,
             used(&self.fragments)?,
+            used(&self.sockets)?,
         ])
     }
 

@@ -1,218 +1,211 @@
-//! How long flows live: a second flow that would have the same replies takes another source port while the first is alive,
-//! and the first one's place when it is over.
+//! When a flow is over: its ports may serve another from then on.
 
-use std::net::SocketAddr;
+use std::time::Duration;
 
 use lb_common::Protocol;
-use lb_common::abi::{Flow4, Hook, IdleTimes};
-use lb_common::lifetime::Phase;
+use lb_common::abi::{Family, IdleTimes};
 use lb_userspace::dataplane::{OBJECT, Settings};
-use viaduct_tests::datapath::{Datapath, Verdict};
+use viaduct_tests::datapath::{Datapath, MARK};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
-use super::{BACKENDS, CLIENT, VIP, at, passed};
+use super::{Net, age_flows, both, destination, flow_entries, forget_flows, is_spare, maps, nets, passed, source};
 
-const OTHER_VIP: &str = "10.96.0.11:80";
 const SECOND: u64 = 1_000_000_000;
-/// All different, and shorter than any machine is up.
-const TIMES: IdleTimes = IdleTimes {
-    tcp_established: 70 * SECOND,
-    tcp_half_open: 20 * SECOND,
-    tcp_half_closed: 50 * SECOND,
-    tcp_closed: 30 * SECOND,
+
+/// All different, and less than any machine is up that runs tests.
+const IDLE: IdleTimes = IdleTimes {
+    tcp_established: 80 * SECOND,
+    tcp_half_open: 70 * SECOND,
+    tcp_half_closed: 60 * SECOND,
+    tcp_closed: 50 * SECOND,
     reset: 10 * SECOND,
-    unreplied: 15 * SECOND,
-    udp: 40 * SECOND,
-    sctp: 60 * SECOND,
+    unreplied: 20 * SECOND,
+    udp: 30 * SECOND,
+    sctp: 40 * SECOND,
 };
 
-/// Two services with one backend.
-fn two_services() -> Datapath {
-    let mut datapath = Datapath::with(OBJECT, Settings { idle: TIMES, ..Datapath::settings() }).unwrap();
-    for (name, vip) in [("one", VIP), ("two", OTHER_VIP)] {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            datapath
-                .serve(&format!("{name}-{protocol}").to_lowercase(), protocol, at(vip), &[at(BACKENDS[0])])
-                .unwrap();
-        }
-    }
-    datapath
-}
-
-/// Who sends a packet of a connection.
-#[derive(Debug, Clone, Copy)]
+/// One packet of a flow: from the client, or from the backend.
 enum Sent {
-    Client(TcpFlags),
-    Backend(TcpFlags),
-    /// Datagrams.
-    Ask,
-    Answer,
+    Client(Vec<u8>),
+    Backend(Vec<u8>),
 }
-use Sent::{Answer, Ask, Backend, Client};
+use Sent::{Backend, Client};
 
-const OPENED: [Sent; 3] = [Client(TcpFlags::SYN), Backend(TcpFlags::SYN_ACK), Client(TcpFlags::ACK)];
-
-/// Sends packets of a connection through the first service; all must come out translated.
-fn send(datapath: &mut Datapath, client: SocketAddr, packets: &[Sent]) {
-    let (vip, backend) = (at(VIP), at(BACKENDS[0]));
-    for &sent in packets {
-        let build = |from, to| match sent {
-            Client(flags) | Backend(flags) => packet::tcp(from, to, flags, b""),
-            Ask | Answer => packet::udp(from, to, b"words"),
-        };
-        let (frame, expected) = match sent {
-            Client(_) | Ask => (datapath.from_pod(build(client, vip)).unwrap().frame, build(client, backend)),
-            Backend(_) | Answer => (datapath.to_pod(build(backend, client)).unwrap().frame, build(vip, client)),
-        };
-        assert_eq!(frame, expected, "{sent:?}");
-    }
-}
-
-/// The entries of a client's flows: its own half, and the mirror.
-fn halves(datapath: &Datapath, client: SocketAddr) -> [Flow4; 2] {
-    let entries = datapath.maps.v4.flows.entries().unwrap();
-    let half = |hook: Hook| {
-        let is_it = |key: &lb_common::Tuple4| match hook {
-            Hook::FromPod => key.source_port == client.port(),
-            _ => key.destination_port == client.port(),
-        };
-        let mut found = entries.iter().filter(|(key, entry)| entry.hook == hook && is_it(key));
-        let (_, entry) = found.next().unwrap_or_else(|| panic!("{client} has no half {hook:?}"));
-        assert!(found.next().is_none(), "{client} has two halves {hook:?}");
-        *entry
+/// How flows come to be in each phase, and how long they may be idle there; none: they are over at once.
+fn phases(net: &Net) -> Vec<(&'static str, Protocol, Vec<Sent>, Option<u64>)> {
+    let backend = net.backends[0];
+    let client = |flags| Client(packet::tcp(net.client, net.vip, flags, b""));
+    let server = |flags| Backend(packet::tcp(backend, net.client, flags, b""));
+    let question = || Client(packet::udp(net.client, net.vip, b"a question"));
+    let answer = || Backend(packet::udp(backend, net.client, b"an answer"));
+    let sctp_backend = net.backends[0];
+    let chunk = |kind| Client(packet::sctp(net.client, net.sctp_vip(), kind, b""));
+    let sctp_answer = |kind| Backend(packet::sctp(sctp_backend, net.client, kind, b""));
+    let (syn, syn_ack, ack, fin, rst) =
+        (TcpFlags::SYN, TcpFlags::SYN_ACK, TcpFlags::ACK, TcpFlags::FIN_ACK, TcpFlags::RST);
+    let opened = || vec![client(syn), server(syn_ack), client(ack)];
+    let and = |mut first: Vec<Sent>, more: Vec<Sent>| {
+        first.extend(more);
+        first
     };
-    [half(Hook::FromPod), half(Hook::ToPod)]
+    let (tcp, udp, sctp) = (Protocol::Tcp, Protocol::Udp, Protocol::Sctp);
+    vec![
+        ("only a SYN", tcp, vec![client(syn)], Some(IDLE.tcp_half_open)),
+        ("a SYN and its answer", tcp, vec![client(syn), server(syn_ack)], Some(IDLE.tcp_half_open)),
+        ("established", tcp, opened(), Some(IDLE.tcp_established)),
+        ("established, its beginning not seen", tcp, vec![client(ack)], Some(IDLE.tcp_established)),
+        ("closed by the client", tcp, and(opened(), vec![client(fin)]), Some(IDLE.tcp_half_closed)),
+        ("closed by the backend", tcp, and(opened(), vec![server(fin)]), Some(IDLE.tcp_half_closed)),
+        ("closed by both", tcp, and(opened(), vec![client(fin), server(fin)]), None),
+        ("reset by the client", tcp, and(opened(), vec![client(rst)]), None),
+        ("reset by the backend", tcp, vec![client(syn), server(rst)], None),
+        ("a question", udp, vec![question(), question()], Some(IDLE.unreplied)),
+        ("a question with its answer", udp, vec![question(), answer()], Some(IDLE.udp)),
+        ("an INIT", sctp, vec![chunk(1)], Some(IDLE.unreplied)),
+        ("an association", sctp, vec![chunk(1), sctp_answer(2), chunk(10)], Some(IDLE.sctp)),
+        ("an ABORT", sctp, vec![chunk(1), sctp_answer(6)], None),
+        ("a SHUTDOWN COMPLETE", sctp, vec![chunk(1), chunk(14)], None),
+    ]
 }
 
-/// Lets so much time pass for the flows that there are.
-fn pass_time(datapath: &Datapath, seconds: u64) {
-    for (key, entry) in datapath.maps.v4.flows.entries().unwrap() {
-        let last_seen = entry.last_seen.checked_sub(seconds * SECOND).expect("this machine was started just now");
-        datapath.maps.v4.flows.insert(&key, &Flow4 { last_seen, ..entry }).unwrap();
-    }
-}
-
-/// Whether a flow through the other service from the same client port takes the place of the one that there is.
-fn is_replaced(datapath: &mut Datapath, client: SocketAddr, protocol: Protocol) -> bool {
-    let build: fn(SocketAddr, SocketAddr) -> Vec<u8> = match protocol {
-        Protocol::Tcp => |from, to| packet::tcp(from, to, TcpFlags::SYN, b""),
-        _ => |from, to| packet::udp(from, to, b""),
+/// Whether another flow of the same client port to the same backend may have that port as it is.
+fn makes_room(datapath: &mut Datapath, net: &Net, protocol: Protocol) -> bool {
+    let mut other_vip = net.other_vip;
+    let frame = match protocol {
+        Protocol::Tcp => packet::tcp(net.client, other_vip, TcpFlags::SYN, b""),
+        Protocol::Udp => packet::udp(net.client, other_vip, b""),
+        Protocol::Sctp => {
+            other_vip.set_port(8080);
+            // Its ports cannot be changed: it is dropped if there is no room.
+            return destination(&datapath.from_pod(packet::sctp(net.client, other_vip, 1, b"")).unwrap().frame)
+                != other_vip;
+        }
     };
-    let sent = datapath.from_pod(build(client, at(OTHER_VIP))).unwrap();
-    assert_eq!(sent.verdict, Verdict::Pass);
-    let is_replaced = sent.frame == build(client, at(BACKENDS[0]));
-    let answer = datapath.to_pod(build(at(BACKENDS[0]), client)).unwrap().frame;
-    let answered = if is_replaced { OTHER_VIP } else { VIP };
-    assert_eq!(answer, build(at(answered), client), "to whom the replies belong");
-    is_replaced
+    let sent = datapath.from_pod(frame).unwrap();
+    assert_eq!(destination(&sent.frame), net.backends[0]);
+    !is_spare(source(&sent.frame).port())
 }
 
 #[test]
-fn a_flow_keeps_its_ports_for_as_long_as_its_phase_allows() {
+fn a_flow_makes_room_when_it_was_idle_for_as_long_as_its_phase_allows() {
     needs_root!();
-    let closes = |sent: [Sent; 2]| [&OPENED[..], &sent].concat();
-    let (client_closes, backend_closes) = (Client(TcpFlags::FIN_ACK), Backend(TcpFlags::FIN_ACK));
-    let cases: [(&str, Protocol, Vec<Sent>, u64); 9] = [
-        ("a SYN", Protocol::Tcp, OPENED[..1].to_vec(), 20),
-        ("a SYN with its answer", Protocol::Tcp, OPENED[..2].to_vec(), 20),
-        ("an open connection", Protocol::Tcp, OPENED.to_vec(), 70),
-        ("closed by the client", Protocol::Tcp, closes([client_closes, Backend(TcpFlags::ACK)]), 50),
-        ("closed by the backend", Protocol::Tcp, closes([backend_closes, Client(TcpFlags::ACK)]), 50),
-        ("one question", Protocol::Udp, vec![Ask], 15),
-        ("many questions", Protocol::Udp, vec![Ask; 70], 15),
-        ("question and answer", Protocol::Udp, vec![Ask, Answer], 40),
-        ("answer and question", Protocol::Udp, vec![Ask, Answer, Ask], 40),
-    ];
-    let mut datapath = two_services();
-    for (port, (what, protocol, packets, limit)) in (40_000..).zip(cases) {
-        for (client, age, expected) in [(client(port), limit - 3, false), (client(port + 1000), limit + 3, true)] {
-            send(&mut datapath, client, &packets);
-            pass_time(&datapath, age);
-            assert_eq!(is_replaced(&mut datapath, client, protocol), expected, "{what}, {age} s ago");
+    let mut datapath = Datapath::with(OBJECT, Settings { idle: IDLE, ..Datapath::settings() }).unwrap();
+    for net in nets() {
+        for (name, vip) in [("one", net.vip), ("two", net.other_vip)] {
+            datapath.serve(name, Protocol::Tcp, vip, &net.backends[..1]).unwrap();
+            datapath.serve(name, Protocol::Udp, vip, &net.backends[..1]).unwrap();
+            let sctp = std::net::SocketAddr::new(vip.ip(), 8080);
+            datapath.serve(name, Protocol::Sctp, sctp, &net.backends[..1]).unwrap();
+        }
+        for (case, protocol, _, idle) in phases(&net) {
+            let ages = match idle {
+                Some(idle) => vec![(0, false), (idle / SECOND - 5, false), (idle / SECOND + 1, true)],
+                None => vec![(0, true)],
+            };
+            for (age, expected) in ages {
+                forget_flows(&mut datapath, &net);
+                let (_, _, packets, _) = phases(&net).into_iter().find(|(other, ..)| *other == case).unwrap();
+                for packet in packets {
+                    match packet {
+                        Client(frame) => datapath.from_pod(frame).unwrap(),
+                        Backend(frame) => datapath.to_pod(frame).unwrap(),
+                    };
+                }
+                age_flows(&mut datapath, &net, Duration::from_secs(age));
+                let room = makes_room(&mut datapath, &net, protocol);
+                assert_eq!(room, expected, "{case}, idle for {age} s");
+                if room {
+                    assert_eq!(flow_entries(&mut datapath, &net), 2, "{case}: nothing is left of it");
+                }
+            }
         }
     }
 }
 
-fn client(port: u16) -> SocketAddr {
-    SocketAddr::new(at(CLIENT).ip(), port)
-}
-
 #[test]
-fn a_connection_that_has_ended_gives_its_ports_back_at_once_and_its_last_packets_pass() {
+fn a_flow_that_one_side_still_uses_is_not_idle() {
     needs_root!();
-    let (fin, ack) = (TcpFlags::FIN_ACK, TcpFlags::ACK);
-    let mut datapath = two_services();
-    for (port, (what, ends)) in (40_000..).zip([
-        ("the client closes first", vec![Client(fin), Backend(ack), Backend(fin), Client(ack)]),
-        ("the backend closes first", vec![Backend(fin), Client(ack), Client(fin), Backend(ack)]),
-        ("both close at once", vec![Client(fin), Backend(fin), Client(ack), Backend(ack)]),
-        ("the client resets", vec![Client(TcpFlags::RST)]),
-        ("the backend resets", vec![Backend(TcpFlags::RST)]),
-        ("the client resets what the backend has closed", vec![Backend(fin), Client(TcpFlags::RST)]),
-    ]) {
-        send(&mut datapath, client(port), &OPENED);
-        send(&mut datapath, client(port), &ends);
-        assert!(is_replaced(&mut datapath, client(port), Protocol::Tcp), "{what}");
-    }
-}
-
-#[test]
-fn what_only_one_side_sends_keeps_a_flow_alive() {
-    needs_root!();
-    let mut datapath = two_services();
-    let data = [Client(TcpFlags::ACK), Backend(TcpFlags::ACK)];
-    for (port, (protocol, opens, only, limit)) in (40_000..).zip([
-        (Protocol::Udp, vec![Ask, Answer], Answer, 40),
-        (Protocol::Udp, vec![Ask, Answer], Ask, 40),
-        (Protocol::Tcp, OPENED.to_vec(), data[0], 70),
-        (Protocol::Tcp, OPENED.to_vec(), data[1], 70),
-        // A download that the client has closed its side of.
-        (Protocol::Tcp, [&OPENED[..], &[Client(TcpFlags::FIN_ACK)]].concat(), data[1], 50),
-    ]) {
-        send(&mut datapath, client(port), &opens);
-        for _ in 0..3 {
-            pass_time(&datapath, limit - 5);
-            send(&mut datapath, client(port), &[only]);
+    let mut datapath = Datapath::with(OBJECT, Settings { idle: IDLE, ..Datapath::settings() }).unwrap();
+    for net in nets() {
+        for (name, vip) in [("one", net.vip), ("two", net.other_vip)] {
+            datapath.serve(name, Protocol::Udp, vip, &net.backends[..1]).unwrap();
         }
-        assert!(!is_replaced(&mut datapath, client(port), protocol), "only {only:?} was sent");
+        for backend_sends in [true, false] {
+            forget_flows(&mut datapath, &net);
+            datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap();
+            datapath.to_pod(packet::udp(net.backends[0], net.client, b"")).unwrap();
+            age_flows(&mut datapath, &net, Duration::from_secs(85));
+            match backend_sends {
+                true => datapath.to_pod(packet::udp(net.backends[0], net.client, b"")).unwrap(),
+                false => datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap(),
+            };
+            assert!(!makes_room(&mut datapath, &net, Protocol::Udp));
+        }
     }
 }
 
 #[test]
-fn a_connection_under_the_ports_of_one_that_has_ended_is_a_new_one() {
+fn a_new_connection_from_the_port_of_one_that_has_ended_begins_with_a_clean_slate() {
     needs_root!();
-    let (fin, ack) = (TcpFlags::FIN_ACK, TcpFlags::ACK);
-    let mut datapath = two_services();
-    for (port, (what, ends)) in (40_000..).zip([
-        ("closed by both", vec![Client(fin), Backend(fin), Client(ack)]),
-        ("closed by the client", vec![Client(fin)]),
-        ("closed by the backend", vec![Backend(fin)]),
-        ("reset by the client", vec![Client(TcpFlags::RST)]),
-        ("reset by the backend", vec![Backend(TcpFlags::RST)]),
-    ]) {
-        send(&mut datapath, client(port), &OPENED);
-        send(&mut datapath, client(port), &ends);
-        send(&mut datapath, client(port), &OPENED);
-        let [flow, mirror] = halves(&datapath, client(port));
-        assert_eq!(Phase::of(Protocol::Tcp, &flow, Some(&mirror)), Phase::Established, "{what}: {flow:?}, {mirror:?}");
-        assert_eq!((flow.packets, mirror.packets), (2, 1), "{what}");
-        assert!(!is_replaced(&mut datapath, client(port), Protocol::Tcp), "{what}");
+    let mut datapath = both();
+    for net in nets() {
+        let client = |flags| packet::tcp(net.client, net.vip, flags, b"");
+        for (case, from_client, from_backend) in [
+            ("refused", None, Some(TcpFlags::RST)),
+            ("reset", Some(TcpFlags::RST), None),
+            ("closed by the client", Some(TcpFlags::FIN_ACK), None),
+            ("closed by the backend", None, Some(TcpFlags::FIN_ACK)),
+            ("closed", Some(TcpFlags::FIN_ACK), Some(TcpFlags::FIN_ACK)),
+        ] {
+            forget_flows(&mut datapath, &net);
+            let backend = destination(&datapath.from_pod(client(TcpFlags::SYN)).unwrap().frame);
+            if let Some(flags) = from_client {
+                datapath.from_pod(client(flags)).unwrap();
+            }
+            if let Some(flags) = from_backend {
+                datapath.to_pod(packet::tcp(backend, net.client, flags, b"")).unwrap();
+            }
+            datapath.from_pod(client(TcpFlags::SYN)).unwrap();
+            let state = maps!(datapath, net, |maps| {
+                let flows = maps.flows.entries().unwrap();
+                flows.iter().map(|(_, flow)| (flow.fin, flow.reset, flow.established)).collect::<Vec<_>>()
+            });
+            assert_eq!(state, [(false, false, false); 2], "{case}");
+        }
     }
 }
 
 #[test]
-fn an_expired_flow_leaves_nothing_to_the_one_that_takes_its_place() {
+fn a_syn_that_is_sent_again_goes_on_with_its_flow() {
     needs_root!();
-    let mut datapath = two_services();
-    send(&mut datapath, client(40_000), &[Ask, Answer]);
-    pass_time(&datapath, 43);
-    assert!(is_replaced(&mut datapath, client(40_000), Protocol::Udp));
-    assert_eq!(datapath.maps.v4.flows.entries().unwrap().len(), 2, "both halves of the first are gone");
-    // One that nobody has taken the place of goes on.
-    send(&mut datapath, client(40_001), &[Ask, Answer]);
-    pass_time(&datapath, 43);
-    send(&mut datapath, client(40_001), &[Answer, Ask]);
-    let stranger = packet::udp(at(BACKENDS[1]), client(40_001), b"");
-    assert_eq!(datapath.to_pod(stranger.clone()).unwrap(), passed(stranger, 0));
+    let mut datapath = both();
+    for net in nets() {
+        let syn = packet::tcp(net.client, net.vip, TcpFlags::SYN, b"");
+        let first = datapath.from_pod(syn.clone()).unwrap();
+        datapath
+            .serve("web", Protocol::Tcp, net.vip, &[net.backends.as_slice(), &[net.client_at(1)]].concat())
+            .unwrap();
+        assert_eq!(datapath.from_pod(syn).unwrap(), first);
+        let flows =
+            maps!(datapath, net, |maps| maps.flows.entries().unwrap().iter().map(|(_, flow)| flow.packets).max());
+        assert_eq!(flows, Some(2));
+    }
+}
+
+#[test]
+fn a_flow_that_both_sides_have_closed_serves_what_they_say_again() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let backend =
+            destination(&datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::SYN, b"")).unwrap().frame);
+        let last = |from, to| packet::tcp(from, to, TcpFlags::FIN_ACK, b"the last");
+        for _ in 0..2 {
+            let sent = datapath.from_pod(last(net.client, net.vip)).unwrap();
+            assert_eq!(sent, passed(last(net.client, backend), MARK));
+            let reply = datapath.to_pod(last(backend, net.client)).unwrap();
+            assert_eq!(reply, passed(last(net.vip, net.client), 0));
+        }
+    }
 }
