@@ -19,7 +19,7 @@ const PSEUDO_HEADER: u64 = BPF_F_PSEUDO_HDR as u64;
 /// The network header is changed in place. The transport checksum is left to the kernel's helper, because the field may
 /// hold the sum of the pseudo-header only (`CHECKSUM_PARTIAL`, filled in by the device), and because a sum over the whole
 /// packet (`CHECKSUM_COMPLETE`) must follow. Helpers invalidate packet pointers, so they come last.
-#[inline(always)]
+#[inline(never)]
 pub fn rewrite<A: Ip>(ctx: &TcContext, packet: &Packet<A>, to: &Tuple<A>) -> Result<(), Reason> {
     let from = &packet.tuple;
     let (sources, destinations) = ((from.source, to.source), (from.destination, to.destination));
