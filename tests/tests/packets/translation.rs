@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::{Protocol, hash};
 use viaduct_tests::datapath::{Input, MARK, SEED, has_checksum_complete};
 use viaduct_tests::needs_root;
-use viaduct_tests::packet::{self, TcpFlags};
+use viaduct_tests::packet::{self, IcmpError, TcpFlags};
 
 use super::{CLIENT, VIP, at, both, datapath, destination, flow_entries, nets, passed, traffic, tuple, with_options};
 
@@ -169,6 +169,32 @@ fn a_tcp_checksum_that_happens_to_be_zero_is_kept_right() {
     packet::verify_checksums(&sent.frame).unwrap();
     let reply = datapath.to_pod(zero(destination(&sent.frame), at(CLIENT))).unwrap();
     packet::verify_checksums(&reply.frame).unwrap();
+}
+
+#[test]
+fn a_udp_checksum_that_happens_to_be_zero_is_sent_as_all_ones() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let check = if net.vip.is_ipv4() { 40..42 } else { 60..62 };
+        // A word of the payload that is equal to the checksum without it makes the checksum zero.
+        let zero = |from, to| {
+            let word = packet::udp(from, to, &[0, 0])[check.clone()].to_vec();
+            let frame = packet::udp(from, to, &word);
+            assert_eq!(frame[check.clone()], [0xff, 0xff]);
+            (frame, word)
+        };
+        let backend = destination(&datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap().frame);
+        let (sent, word) = zero(net.client, backend);
+        assert_eq!(datapath.from_pod(packet::udp(net.client, net.vip, &word)).unwrap(), passed(sent, MARK));
+        let (reply, word) = zero(net.vip, net.client);
+        assert_eq!(datapath.to_pod(packet::udp(backend, net.client, &word)).unwrap(), passed(reply, 0));
+
+        let (original, word) = zero(net.client, net.vip);
+        let error = |about: &[u8]| packet::icmp_error(net.router, net.client.ip(), IcmpError::TimeExceeded, about);
+        let about = error(&packet::udp(net.client, backend, &word));
+        assert_eq!(datapath.to_pod(about).unwrap(), passed(error(&original), 0));
+    }
 }
 
 #[test]
