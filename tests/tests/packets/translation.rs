@@ -7,7 +7,10 @@ use viaduct_tests::datapath::{Input, MARK, SEED, has_checksum_complete};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, IcmpError, TcpFlags};
 
-use super::{CLIENT, VIP, at, both, datapath, destination, flow_entries, nets, passed, traffic, tuple, with_options};
+use super::{
+    CLIENT, VIP, at, at_pod2, both, datapath, destination, flow_entries, nets, passed, traffic, tuple,
+    with_another_interface, with_options,
+};
 
 #[test]
 fn a_packet_to_a_vip_leaves_for_a_backend_and_its_reply_comes_from_the_vip() {
@@ -200,8 +203,16 @@ fn a_udp_checksum_that_happens_to_be_zero_is_sent_as_all_ones() {
 #[test]
 fn the_reply_of_a_backend_on_the_clients_node_is_left_to_the_clients_interface() {
     needs_root!();
-    let mut datapath = datapath();
-    let sent = datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-    let reply = packet::udp(destination(&sent.frame), at(CLIENT), b"");
-    assert_eq!(datapath.from_pod(reply.clone()).unwrap(), passed(reply, 0));
+    with_another_interface(|| {
+        let mut datapath = both();
+        for net in nets() {
+            for (case, vip, build) in traffic(&net) {
+                let sent = datapath.from_pod(build(net.client, vip)).unwrap();
+                let reply = build(destination(&sent.frame), net.client);
+                for input in [at_pod2(reply.clone()), reply.clone().into()] {
+                    assert_eq!(datapath.from_pod(input).unwrap(), passed(reply.clone(), 0), "{case}");
+                }
+            }
+        }
+    });
 }
