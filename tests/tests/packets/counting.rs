@@ -95,6 +95,8 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
             assert_eq!(sent, 2, "for no service");
             let syn = packet::tcp(net.client, nobody, TcpFlags::SYN, b"");
             assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(syn.clone()).unwrap())), 3, "a SYN for no service");
+            let answer = packet::tcp(net.client, nobody, TcpFlags::SYN_ACK, b"");
+            assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(answer.clone()).unwrap())), 2, "a server's answer");
         }
     });
 }
