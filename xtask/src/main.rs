@@ -49,6 +49,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Compare the kernel programs with their model, by random packets
+    Fuzz {
+        /// Handed to the program that does it; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run all checks and tests, up to the first step that fails
     Test(suite::Options),
     /// Boot stock Debian kernels in QEMU and run the smoke test of the lab, or a command, in them
@@ -84,6 +90,12 @@ fn run(command: Command) -> Result<ExitCode> {
             let demo = workspace::build_binary("viaduct-tests", "viaduct-demo", true)?;
             let error = std::process::Command::new(&demo).args(arguments).env(workspace::AGENT_VARIABLE, agent).exec();
             return Err(error).with_context(|| format!("cannot run {}", demo.display()));
+        }
+        Command::Fuzz { arguments } => {
+            setup::ensure(&[Need::Object, Need::Lab])?;
+            let fuzz = workspace::build_binary("viaduct-tests", "viaduct-fuzz", true)?;
+            let error = std::process::Command::new(&fuzz).args(arguments).exec();
+            return Err(error).with_context(|| format!("cannot run {}", fuzz.display()));
         }
         Command::Test(options) => return suite::run(&options),
         Command::Kernels(options) => return kernels::run(&options),

@@ -1,0 +1,273 @@
+//! Keys and values of the kernel's maps, from and to the types of the model.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use lb_common::abi::{self, Scope};
+use lb_common::tuple::Zero;
+use lb_common::{Address, Address4, Address6, InterfaceIndex, Plain};
+use zerocopy::{IntoBytes as _, TryFromBytes};
+
+use super::flows::{Affinity, AffinityKey, Flow, Fragment, FragmentKey, Tuple};
+use super::services::{Backend, FrontendKey};
+
+/// Whether something belongs into the maps of IPv6.
+pub trait OfFamily {
+    /// See the trait.
+    fn is_v6(&self) -> bool;
+}
+
+/// A key or value of a map as bytes.
+pub trait Encode {
+    /// The bytes of the kernel's type.
+    fn encode(&self) -> Vec<u8>;
+}
+
+/// Bytes of a map as a key or value.
+pub trait Decode: Sized {
+    /// `None` for bytes that the kernel's type cannot have.
+    fn decode(bytes: &[u8], is_v6: bool) -> Option<Self>;
+
+    /// The same, with an error that shows them.
+    fn read(bytes: &[u8], is_v6: bool) -> Result<Self> {
+        Self::decode(bytes, is_v6).with_context(|| {
+            format!("{} cannot be {bytes:02x?}", std::any::type_name::<Self>().rsplit(':').next().unwrap_or_default())
+        })
+    }
+}
+
+/// An expression for the address type of the family.
+macro_rules! with_address {
+    ($is_v6:expr, $address:ident => $expression:expr) => {
+        if $is_v6 {
+            type $address = Address6;
+            $expression
+        } else {
+            type $address = Address4;
+            $expression
+        }
+    };
+}
+
+fn bytes<T: Plain<Bytes: AsRef<[u8]>>>(value: &T) -> Vec<u8> {
+    value.bytes().as_ref().to_vec()
+}
+
+fn parse<T: TryFromBytes>(bytes: &[u8]) -> Option<T> {
+    T::try_read_from_bytes(bytes).ok()
+}
+
+fn address<A: Address>(address: IpAddr) -> A {
+    A::new(address).expect("an address of the family that was asked for before")
+}
+
+/// As the programs have it, for the hash too.
+pub fn tuple<A: Address>(tuple: &Tuple) -> lb_common::Tuple<A> {
+    lb_common::Tuple {
+        source: address(tuple.source.ip()),
+        destination: address(tuple.destination.ip()),
+        source_port: tuple.source.port(),
+        destination_port: tuple.destination.port(),
+        protocol: tuple.protocol,
+        interface: InterfaceIndex::new(tuple.interface),
+    }
+}
+
+fn from_tuple<A: Address>(tuple: &lb_common::Tuple<A>) -> Tuple {
+    Tuple {
+        source: SocketAddr::new(tuple.source.ip(), tuple.source_port),
+        destination: SocketAddr::new(tuple.destination.ip(), tuple.destination_port),
+        protocol: tuple.protocol,
+        interface: tuple.interface.number(),
+    }
+}
+
+fn flow<A: Address>(flow: &Flow) -> abi::Flow<A> {
+    abi::Flow {
+        to: tuple(&flow.to),
+        backend: flow.backend,
+        generation: flow.generation,
+        service_port: flow.service_port,
+        hook: flow.hook,
+        fin: flow.fin,
+        reset: flow.reset,
+        established: flow.established,
+        last_seen: flow.last_seen,
+        packets: flow.packets,
+        bytes: flow.bytes,
+    }
+}
+
+fn from_flow<A: Address>(flow: &abi::Flow<A>) -> Flow {
+    Flow {
+        to: from_tuple(&flow.to),
+        backend: flow.backend,
+        generation: flow.generation,
+        service_port: flow.service_port,
+        hook: flow.hook,
+        fin: flow.fin,
+        reset: flow.reset,
+        established: flow.established,
+        last_seen: flow.last_seen,
+        packets: flow.packets,
+        bytes: flow.bytes,
+    }
+}
+
+impl OfFamily for Tuple {
+    fn is_v6(&self) -> bool {
+        self.source.is_ipv6()
+    }
+}
+
+impl OfFamily for AffinityKey {
+    fn is_v6(&self) -> bool {
+        self.client.is_ipv6()
+    }
+}
+
+impl OfFamily for FragmentKey {
+    fn is_v6(&self) -> bool {
+        self.source.is_ipv6()
+    }
+}
+
+impl Encode for Tuple {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.is_v6(), A => bytes(&tuple::<A>(self)))
+    }
+}
+
+impl Decode for Tuple {
+    fn decode(bytes: &[u8], is_v6: bool) -> Option<Self> {
+        with_address!(is_v6, A => parse(bytes).map(|tuple| from_tuple::<A>(&tuple)))
+    }
+}
+
+impl Encode for Flow {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.to.is_v6(), A => bytes(&flow::<A>(self)))
+    }
+}
+
+impl Decode for Flow {
+    fn decode(bytes: &[u8], is_v6: bool) -> Option<Self> {
+        with_address!(is_v6, A => parse(bytes).map(|flow| from_flow::<A>(&flow)))
+    }
+}
+
+impl Encode for AffinityKey {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.is_v6(), A => bytes(&abi::AffinityKey::<A> {
+            client: address(self.client),
+            service_port: self.service_port,
+        }))
+    }
+}
+
+impl Decode for AffinityKey {
+    fn decode(bytes: &[u8], is_v6: bool) -> Option<Self> {
+        with_address!(is_v6, A => parse(bytes).map(|key: abi::AffinityKey<A>| Self {
+            client: key.client.ip(),
+            service_port: key.service_port,
+        }))
+    }
+}
+
+impl Encode for Affinity {
+    fn encode(&self) -> Vec<u8> {
+        let value = abi::Affinity { backend: self.backend, generation: self.generation, last_used: self.last_used };
+        value.as_bytes().to_vec()
+    }
+}
+
+impl Decode for Affinity {
+    fn decode(bytes: &[u8], _: bool) -> Option<Self> {
+        parse(bytes).map(|value: abi::Affinity| Self {
+            backend: value.backend,
+            generation: value.generation,
+            last_used: value.last_used,
+        })
+    }
+}
+
+impl Encode for FragmentKey {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.is_v6(), A => bytes(&abi::FragmentKey::<A> {
+            source: address(self.source),
+            destination: address(self.destination),
+            // As it lies in the packet.
+            id: if self.is_v6() { self.id.to_be() } else { self.id.to_be() >> 16 },
+            protocol: self.protocol,
+            interface: InterfaceIndex::new(self.interface),
+        }))
+    }
+}
+
+impl Decode for FragmentKey {
+    fn decode(bytes: &[u8], is_v6: bool) -> Option<Self> {
+        with_address!(is_v6, A => parse(bytes).map(|key: abi::FragmentKey<A>| Self {
+            source: key.source.ip(),
+            destination: key.destination.ip(),
+            id: if is_v6 { u32::from_be(key.id) } else { u32::from_be(key.id << 16) },
+            protocol: key.protocol,
+            interface: key.interface.number(),
+        }))
+    }
+}
+
+impl Encode for Fragment {
+    fn encode(&self) -> Vec<u8> {
+        let value = abi::Fragment {
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            reserved: Zero::ZERO,
+            seen: self.seen,
+        };
+        value.as_bytes().to_vec()
+    }
+}
+
+impl Decode for Fragment {
+    fn decode(bytes: &[u8], _: bool) -> Option<Self> {
+        parse(bytes).map(|value: abi::Fragment| Self {
+            source_port: value.source_port,
+            destination_port: value.destination_port,
+            seen: value.seen,
+        })
+    }
+}
+
+impl Encode for FrontendKey {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.at.is_ipv6(), A => bytes(&abi::FrontendKey::<A> {
+            address: address(self.at.ip()),
+            port: self.at.port(),
+            protocol: self.protocol,
+            scope: Scope::Cluster,
+        }))
+    }
+}
+
+impl Encode for Backend {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.at.is_ipv6(), A => bytes(&abi::Backend::<A> {
+            generation: self.generation,
+            state: self.state,
+            address: address(self.at.ip()),
+            port: self.at.port(),
+            protocol: self.protocol,
+            reserved: Zero::ZERO,
+            service_port: self.service_port,
+        }))
+    }
+}
+
+impl Encode for IpAddr {
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        }
+    }
+}
