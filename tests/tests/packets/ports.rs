@@ -56,34 +56,6 @@ fn a_flow_in_constant_use_sees_after_its_mirror_now_and_then() {
 }
 
 #[test]
-fn a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back() {
-    needs_root!();
-    let now = u64::try_from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec()).unwrap();
-    if now < 200 {
-        println!(
-            "SKIPPED a_udp_flow_that_was_idle_for_long_in_both_directions_gives_its_ports_back: up for {now} s only"
-        );
-        return;
-    }
-    for (idle_halves, is_taken) in [(vec![Hook::FromPod], true), (vec![Hook::FromPod, Hook::ToPod], false)] {
-        let mut datapath = Datapath::new().unwrap();
-        let other_vip = at("10.96.0.11:80");
-        datapath.serve("dns", Protocol::Udp, at(VIP), &[at(BACKENDS[0])]).unwrap();
-        datapath.serve("dns-too", Protocol::Udp, other_vip, &[at(BACKENDS[0])]).unwrap();
-        datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-        for (key, mut flow) in datapath.maps.v4.flows.entries().unwrap() {
-            if idle_halves.contains(&flow.hook) {
-                flow.last_seen = 0;
-                datapath.maps.v4.flows.insert(&key, &flow).unwrap();
-            }
-        }
-        let other = datapath.from_pod(packet::udp(at(CLIENT), other_vip, b"")).unwrap();
-        assert_eq!((other.verdict, destination(&other.frame)), (Verdict::Pass, at(BACKENDS[0])));
-        assert_eq!(is_spare(source(&other.frame).port()), is_taken, "idle: {idle_halves:?}");
-    }
-}
-
-#[test]
 fn a_closed_connection_does_not_disturb_one_that_dials_the_backend_directly_from_the_same_port() {
     needs_root!();
     for (ends, last) in [("FIN", TcpFlags::FIN_ACK), ("RST", TcpFlags::RST)] {
