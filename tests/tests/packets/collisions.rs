@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 
 use lb_common::Protocol;
-use lb_common::abi::{Family, Flow, Reason};
+use lb_common::abi::{Family, Flow, Hook, Reason};
 use lb_userspace::dataplane::PodInterfaces;
 use lb_userspace::interfaces::Interface;
 use tokio::net::TcpSocket;
@@ -105,10 +105,12 @@ fn a_direct_connection_besides_a_flow_gets_another_port_and_its_replies_are_turn
             assert_flow(&mut datapath, &net, case, build, net.vip, net.client);
         }
         let direct = maps!(datapath, net, |maps| {
-            let flows = maps.flows.entries().unwrap();
-            flows.iter().filter(|(_, flow)| flow.backend == Flow::<()>::NO_BACKEND).count()
+            let flows = maps.flows.entries().unwrap().into_iter().map(|(_, flow)| flow);
+            let direct = flows.filter(|flow| flow.backend == Flow::<()>::NO_BACKEND);
+            direct.map(|flow| (flow.hook as u8, flow.packets)).collect::<std::collections::BTreeMap<_, _>>()
         });
-        assert_eq!(direct, 2, "it belongs to no service");
+        let (from_pod, to_pod) = (Hook::FromPod as u8, Hook::ToPod as u8);
+        assert_eq!(direct, [(from_pod, 3), (to_pod, 2)].into(), "one flow, of no service");
         forget_flows(&mut datapath, &net);
     }
 }

@@ -162,6 +162,22 @@ fn the_end_of_a_connection_of_a_pod_to_itself_is_noticed_in_both_directions() {
 }
 
 #[test]
+fn the_answer_of_a_pod_that_is_no_backend_any_more_still_reaches_it() {
+    needs_root!();
+    let mut datapath = alone();
+    for net in nets() {
+        let seen = SocketAddr::new(net.hairpin, net.client.port());
+        for (case, vip, build) in traffic(&net) {
+            serve(&mut datapath, &net, &[itself(&net)]);
+            datapath.from_pod(build(net.client, vip)).unwrap();
+            serve(&mut datapath, &net, &net.backends);
+            let reply = datapath.from_pod(build(itself(&net), seen)).unwrap();
+            assert_eq!(reply, sent_back(packet::back(&build(vip, net.client))), "{case}");
+        }
+    }
+}
+
+#[test]
 fn what_another_pod_sends_to_the_hairpin_address_is_none_of_the_flow() {
     needs_root!();
     with_another_interface(|| {

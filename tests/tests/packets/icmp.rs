@@ -128,6 +128,8 @@ fn an_error_that_quotes_no_packet_of_a_flow_passes_untouched() {
                 error(&about)
             };
             let protocol = if net.vip.is_ipv4() { 23 } else { 20 };
+            // Its second fragment begins with what would be the ports.
+            let payload = [&[0; 8][..], &sent[headers..headers + 4], &[7; 64]].concat();
             let cases = [
                 ("too little of the transport header", error(&sent[..headers + 7])),
                 ("a packet of somebody else", error(&packet::udp(net.backends[0], backend, b"a question"))),
@@ -136,7 +138,7 @@ fn an_error_that_quotes_no_packet_of_a_flow_passes_untouched() {
                 ("another protocol", changed(protocol, 6)),
                 ("a protocol without ports", changed(protocol, 47)),
                 ("another version", changed(14, 0x75)),
-                ("a later fragment", error(&packet::fragments(&packet::udp(net.client, backend, &[7; 64]), 7, 16)[1])),
+                ("a later fragment", error(&packet::fragments(&packet::udp(net.client, backend, &payload), 7, 16)[1])),
                 ("an error that is sent to another", {
                     packet::icmp_error(net.router, net.router, IcmpError::TimeExceeded, &sent)
                 }),

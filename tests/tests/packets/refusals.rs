@@ -263,9 +263,9 @@ fn so_many_senders_are_told_each_second_and_interface_and_the_others_are_not() {
         assert_eq!(count(&datapath, Reason::Refused), 2);
         assert_eq!(datapath.from_pod(at_pod2(syn.clone())).unwrap(), told, "another pod is not meant");
 
-        for (quiet, least, most) in [(300, 1, 3), (600, 2, 4), (60_000, 4, 4)] {
+        for (tokens, quiet, least, most) in [(0, 300, 1, 3), (0, 600, 2, 4), (0, 60_000, 4, 4), (4, 60_000, 4, 4)] {
             let quiet = ago(std::time::Duration::from_millis(quiet));
-            set_bucket(&mut datapath, 1, 0, quiet);
+            set_bucket(&mut datapath, 1, tokens, quiet);
             let told_now = answers(&mut datapath, 1) == [told.clone()];
             let map = datapath.object().ebpf().map_mut("REFUSALS").unwrap();
             let buckets = PerCpuArray::<_, [u64; 2]>::try_from(map).unwrap();

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use lb_common::{Protocol, hash};
 use viaduct_tests::datapath::{Input, MARK, SEED, has_checksum_complete};
 use viaduct_tests::needs_root;
-use viaduct_tests::packet::{self, TcpFlags};
+use viaduct_tests::packet::{self, IcmpError, TcpFlags};
 
-use super::{CLIENT, VIP, at, both, datapath, destination, flow_entries, nets, passed, traffic, tuple, with_options};
+use super::{
+    CLIENT, VIP, at, at_pod2, both, datapath, destination, flow_entries, nets, passed, traffic, tuple,
+    with_another_interface, with_options,
+};
 
 #[test]
 fn a_packet_to_a_vip_leaves_for_a_backend_and_its_reply_comes_from_the_vip() {
@@ -172,10 +175,44 @@ fn a_tcp_checksum_that_happens_to_be_zero_is_kept_right() {
 }
 
 #[test]
+fn a_udp_checksum_that_happens_to_be_zero_is_sent_as_all_ones() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let check = if net.vip.is_ipv4() { 40..42 } else { 60..62 };
+        // A word of the payload that is equal to the checksum without it makes the checksum zero.
+        let zero = |from, to| {
+            let word = packet::udp(from, to, &[0, 0])[check.clone()].to_vec();
+            let frame = packet::udp(from, to, &word);
+            assert_eq!(frame[check.clone()], [0xff, 0xff]);
+            (frame, word)
+        };
+        let backend = destination(&datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap().frame);
+        let (sent, word) = zero(net.client, backend);
+        assert_eq!(datapath.from_pod(packet::udp(net.client, net.vip, &word)).unwrap(), passed(sent, MARK));
+        let (reply, word) = zero(net.vip, net.client);
+        assert_eq!(datapath.to_pod(packet::udp(backend, net.client, &word)).unwrap(), passed(reply, 0));
+
+        let (original, word) = zero(net.client, net.vip);
+        let error = |about: &[u8]| packet::icmp_error(net.router, net.client.ip(), IcmpError::TimeExceeded, about);
+        let about = error(&packet::udp(net.client, backend, &word));
+        assert_eq!(datapath.to_pod(about).unwrap(), passed(error(&original), 0));
+    }
+}
+
+#[test]
 fn the_reply_of_a_backend_on_the_clients_node_is_left_to_the_clients_interface() {
     needs_root!();
-    let mut datapath = datapath();
-    let sent = datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-    let reply = packet::udp(destination(&sent.frame), at(CLIENT), b"");
-    assert_eq!(datapath.from_pod(reply.clone()).unwrap(), passed(reply, 0));
+    with_another_interface(|| {
+        let mut datapath = both();
+        for net in nets() {
+            for (case, vip, build) in traffic(&net) {
+                let sent = datapath.from_pod(build(net.client, vip)).unwrap();
+                let reply = build(destination(&sent.frame), net.client);
+                for input in [at_pod2(reply.clone()), reply.clone().into()] {
+                    assert_eq!(datapath.from_pod(input).unwrap(), passed(reply.clone(), 0), "{case}");
+                }
+            }
+        }
+    });
 }
