@@ -32,7 +32,7 @@ pub const LIMITS: Limits = Limits { frontends: 65_536, service_ports: 16_384, ba
 const SERVICE_PORT: NonZeroU16 = NonZeroU16::new(80).expect("not 0");
 const TARGET_PORT: NonZeroU16 = NonZeroU16::new(8080).expect("not 0");
 
-/// Measures briefly, so that all benches together take less than two minutes; flags of the command line come first.
+/// Measures briefly, so that all benches together take about two minutes; flags of the command line come first.
 #[must_use]
 pub fn criterion() -> Criterion {
     Criterion::default()

@@ -20,7 +20,8 @@ use viaduct_tests::{
 /// The families that programs speak.
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Where their clients run.
-const CLIENTS: [Client; 1] = [("a pod", |lab| lab.pod("client").namespace())];
+const CLIENTS: [Client; 2] =
+    [("a pod", |lab| lab.pod("client").namespace()), ("a process of the host", |lab| lab.node("node1").namespace())];
 /// How often a run through the service may be tried that sends more segments again than one without: a machine that does
 /// something else for 200 ms has TCP send some again, but not each time.
 const ATTEMPTS: usize = 3;

@@ -22,8 +22,8 @@ pub use self::judge::Cause;
 use self::stages::{Flows, Stage};
 use super::{MapUse, Pins};
 
-/// A tick ends with the first batch after this time. With [`Collector::PAUSE`] that is two hundredths of one CPU at most, and less
-/// than a minute for a table of a million entries.
+/// A tick ends with the first batch after this time. With [`Collector::PAUSE`] that is two hundredths of one CPU at most. A
+/// table of a million entries takes 20 s when they are in use, and one to two minutes when all are idle.
 const WORK: Duration = Duration::from_micros(500);
 /// From the beginning of one round to that of the next.
 const ROUND: Duration = Duration::from_secs(10);
