@@ -63,7 +63,7 @@ const _: () = assert!(size_of::<ServiceName>() == 192);
 pub struct ServiceStats {
     /// Flows made: TCP connections and UDP exchanges with a new client port.
     pub connections: u64,
-    /// Packets dropped, for whatever [`Reason`].
+    /// Packets dropped, for whatever [`Reason`](super::Reason).
     pub drops: u64,
 }
 

@@ -8,6 +8,7 @@ mod moving;
 mod sockets;
 mod traffic;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -160,9 +161,20 @@ impl Cluster {
     }
 
     /// Changes the endpoints of a service and waits until that counts.
-    fn change(&self, service: &str, frontend: (u16, u16), backends: &[&str]) {
+    fn change(&self, service: &str, (_, port): (u16, u16), backends: &[&str]) {
         self.endpoints(service, backends);
-        self.wait_for_backends(frontend, backends.len());
+        let target = if port == DNS.1 { 5353 } else { 8080 };
+        let endpoints =
+            backends.iter().flat_map(|name| Family::ALL.map(|family| self.lab.pod(name).address_of(family)));
+        let expected: BTreeSet<_> = endpoints.map(|address| SocketAddr::new(address, target).to_string()).collect();
+        for node in self.lab.nodes() {
+            node.wait_for(&["backend", "list"], &format!("{service} has {expected:?}"), |list| {
+                let rows = list.as_array().unwrap().iter();
+                let rows = rows.filter(|row| row["service"] == service && row["state"] == "active");
+                rows.map(|row| row["backend"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>() == expected
+            })
+            .unwrap();
+        }
     }
 }
 
