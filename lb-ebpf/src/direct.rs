@@ -9,8 +9,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use lb_common::{Family, Protocol};
 use lb_common::abi::{Flow, Hook, Reason};
+use lb_common::{Family, Protocol};
 
 use crate::flow::now;
 use crate::ip::Ip;

@@ -5,6 +5,8 @@
 //! [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what has no backend, within what [`limit`] allows.
 //! [`maps`] lists every map, [`settings`] what the agent patches, [`reason`] counts what was not served.
 //!
+//! Processes of the node are served at their sockets instead, by [`sock`].
+//!
 //! Nothing here may panic: the build rejects an object that could.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -28,16 +30,18 @@ mod refuse;
 mod rewrite;
 mod select;
 mod settings;
+mod sock;
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
 use lb_common::abi::Reason;
 use lb_common::{Address4, Address6};
 
 use crate::icmp::At;
 use crate::ip::{Ip, Part};
 use crate::packet::{Content, Next};
+use crate::sock::{Call, Mapped, V4, V6, is_mapped};
 
 /// TC ingress of a pod's host-side interface: what the pod has sent.
 #[classifier]
@@ -99,6 +103,47 @@ fn handle<A: Ip>(ctx: &TcContext, at: At) -> Result<Next, Reason> {
         At::FromPod => flow::from_pod(ctx, work),
         At::ToPod => flow::to_pod(ctx, work),
     }
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    sock::connect(&Call::<V4>::new(&ctx))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    if is_mapped(&ctx) { sock::connect(&Call::<Mapped>::new(&ctx)) } else { sock::connect(&Call::<V6>::new(&ctx)) }
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    sock::send(&Call::<V4>::new(&ctx))
+}
+
+/// The kernel gives IPv4-mapped addresses to `sendmsg4`.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    sock::send(&Call::<V6>::new(&ctx))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    sock::name(&Call::<V4>::new(&ctx))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    if is_mapped(&ctx) { sock::name(&Call::<Mapped>::new(&ctx)) } else { sock::name(&Call::<V6>::new(&ctx)) }
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    sock::name(&Call::<V4>::new(&ctx))
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    if is_mapped(&ctx) { sock::name(&Call::<Mapped>::new(&ctx)) } else { sock::name(&Call::<V6>::new(&ctx)) }
 }
 
 #[cfg(target_arch = "bpf")]

@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, PodInterface,
-    Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, TokenBucket, Vip,
+    Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -50,6 +50,7 @@ pub trait Maps: Address {
     fn flows() -> &'static Lru<Tuple<Self>, Flow<Self>>;
     fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity>;
     fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment>;
+    fn sockets() -> &'static Lru<SocketKey<Self>, SocketPeer<Self>>;
     fn workspace() -> Option<&'static mut Workspace<Self>>;
 }
 
@@ -84,7 +85,7 @@ pub struct Workspace<A> {
 }
 
 macro_rules! family {
-    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $affinity:ident, $fragments:ident, $workspace:ident) => {
+    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
         #[btf_map]
         static $frontends: Hash<FrontendKey<$address>, Frontend> = HashMap::new();
         #[btf_map]
@@ -99,6 +100,8 @@ macro_rules! family {
         static $affinity: Lru<AffinityKey<$address>, Affinity> = LruHashMap::new();
         #[btf_map]
         static $fragments: Lru<FragmentKey<$address>, Fragment> = LruHashMap::new();
+        #[btf_map]
+        static $sockets: Lru<SocketKey<$address>, SocketPeer<$address>> = LruHashMap::new();
         #[btf_map]
         static $workspace: PerCpuArray<Workspace<$address>, 1> = PerCpuArray::new();
 
@@ -132,6 +135,10 @@ macro_rules! family {
                 &$fragments
             }
             #[inline(always)]
+            fn sockets() -> &'static Lru<SocketKey<Self>, SocketPeer<Self>> {
+                &$sockets
+            }
+            #[inline(always)]
             fn workspace() -> Option<&'static mut Workspace<Self>> {
                 // SAFETY: of this CPU, valid for the run of the program, which asks once.
                 $workspace.get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
@@ -140,8 +147,30 @@ macro_rules! family {
     };
 }
 
-family!(Address4, FRONTENDS_4, VIPS_4, BACKENDS_4, BACKEND_STATS_4, FLOWS_4, AFFINITY_4, FRAGMENTS_4, WORKSPACE_4);
-family!(Address6, FRONTENDS_6, VIPS_6, BACKENDS_6, BACKEND_STATS_6, FLOWS_6, AFFINITY_6, FRAGMENTS_6, WORKSPACE_6);
+family!(
+    Address4,
+    FRONTENDS_4,
+    VIPS_4,
+    BACKENDS_4,
+    BACKEND_STATS_4,
+    FLOWS_4,
+    AFFINITY_4,
+    FRAGMENTS_4,
+    SOCKETS_4,
+    WORKSPACE_4
+);
+family!(
+    Address6,
+    FRONTENDS_6,
+    VIPS_6,
+    BACKENDS_6,
+    BACKEND_STATS_6,
+    FLOWS_6,
+    AFFINITY_6,
+    FRAGMENTS_6,
+    SOCKETS_6,
+    WORKSPACE_6
+);
 
 /// Counts look-ups in builds made for counting them, and is nothing in all others.
 #[cfg(feature = "count-lookups")]
@@ -258,6 +287,27 @@ pub fn fragment<A: Maps>(key: &FragmentKey<A>) -> Option<Fragment> {
 #[inline(always)]
 pub fn put_fragment<A: Maps>(key: &FragmentKey<A>, fragment: &Fragment) {
     let _ = A::fragments().insert(key, fragment, u64::from(BPF_ANY));
+}
+
+/// A peer of a socket as its other side knows it.
+#[inline(always)]
+pub fn socket<A: Maps>(key: &SocketKey<A>) -> Option<SocketPeer<A>> {
+    count_lookup();
+    // SAFETY: copied at once.
+    unsafe { A::sockets().get(key).copied() }
+}
+
+#[inline(always)]
+pub fn put_socket<A: Maps>(key: &SocketKey<A>, peer: &SocketPeer<A>) {
+    let _ = A::sockets().insert(key, peer, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+pub fn remove_socket<A: Maps>(key: &SocketKey<A>) {
+    // Looked up first, since removing takes a lock, and mostly there is nothing to remove.
+    if A::sockets().get_ptr(key).is_some() {
+        let _ = A::sockets().remove(key);
+    }
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ use crate::flow::now;
 use crate::ip::Ip;
 use crate::maps::Workspace;
 use crate::packet::{self, Packet};
+use crate::reason::add_one;
 use crate::select::{Selected, select, select_again};
 use crate::{direct, lifetime, maps, settings};
 
@@ -200,14 +201,14 @@ pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
 }
 
 #[inline(always)]
-fn count_connection<A: Ip>(service_port: u32, backend: u32) {
+pub fn count_connection<A: Ip>(service_port: u32, backend: u32) {
     // SAFETY: per-CPU values, valid for the run of the program.
     unsafe {
         if let Some(stats) = maps::service_stats(service_port) {
-            (*stats).connections += 1;
+            add_one(&raw mut (*stats).connections);
         }
         if let Some(stats) = maps::backend_stats::<A>(backend) {
-            (*stats).connections += 1;
+            add_one(&raw mut (*stats).connections);
         }
     }
 }

@@ -6,15 +6,33 @@ use crate::maps;
 
 pub fn count(reason: Reason) {
     let Some(counter) = maps::reason(reason) else { return };
-    // SAFETY: a per-CPU value, valid for the run of the program; programs on one CPU do not interleave at TC.
-    unsafe { *counter += 1 };
+    // SAFETY: a per-CPU value, valid for the run of the program.
+    unsafe { add_one(counter) };
 }
 
 /// Counts a drop at the service port that it happened to, and hands the reason on.
 pub fn service_drop(service_port: u32, reason: Reason) -> Reason {
     if let Some(stats) = maps::service_stats(service_port) {
         // SAFETY: as above.
-        unsafe { (*stats).drops += 1 };
+        unsafe { add_one(&raw mut (*stats).drops) };
     }
     reason
+}
+
+/// Adds to a counter of this CPU at once: a packet may come in while a program at a socket runs.
+///
+/// # Safety
+/// The counter must be valid for the run of the program.
+#[inline(always)]
+pub unsafe fn add_one(counter: *mut u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's, and an aligned word.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1_u64, options(nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        *counter += 1;
+    }
 }

@@ -21,6 +21,12 @@ static REFUSALS_PER_SECOND: u32 = 1000;
 /// How long flows may be idle.
 #[unsafe(no_mangle)]
 static IDLE: IdleTimes = IdleTimes::DEFAULT;
+/// The network namespace whose processes are served at their sockets, by its cookie; all when 0.
+#[unsafe(no_mangle)]
+static NETNS: u64 = 0;
+/// 1 where a program at a socket may say with which error the call fails (kernel 6.1).
+#[unsafe(no_mangle)]
+static SET_RETVAL: u32 = 0;
 /// From whom a pod hears that dials itself through a service.
 #[unsafe(no_mangle)]
 static HAIRPIN_4: Address4 = Address4 { octets: [169, 254, 109, 1] };
@@ -46,6 +52,8 @@ setting!(mark: u32 = MARK);
 setting!(handover: u32 = HANDOVER);
 setting!(options: u32 = OPTIONS);
 setting!(refusals_per_second: u32 = REFUSALS_PER_SECOND);
+setting!(network_namespace: u64 = NETNS);
+setting!(set_retval: u32 = SET_RETVAL);
 setting!(hairpin_4: Address4 = HAIRPIN_4);
 setting!(hairpin_6: Address6 = HAIRPIN_6);
 

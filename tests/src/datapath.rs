@@ -24,6 +24,9 @@ pub const SEED: u64 = 42;
 /// Index of the loopback interface, which each network namespace has.
 pub const LO: u32 = 1;
 
+/// Entries of the flow table of each family.
+pub const FLOWS: u32 = 1 << 16;
+
 /// What a program answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -79,6 +82,9 @@ pub struct Datapath {
     state: State,
     plan: Plan,
     pins: Pins,
+    /// Whether each packet is given a checksum over all of it, where the kernel can do that, so that the kernel checks what
+    /// becomes of it. It takes the sum for wrong when a program has cut the packet, although the sum counts no more then.
+    pub checks_sums: bool,
     // Last, so that the pins are removed when nothing here needs them any more.
     _reaper: Reaper,
 }
@@ -102,15 +108,22 @@ impl Datapath {
 
     /// Any build of the programs with any settings.
     pub fn with(object: &[u8], settings: Settings) -> Result<Self> {
+        Self::with_pins(object, settings, |_| Ok(()))
+    }
+
+    /// With maps that `prepare` may pin before the programs are loaded, which adopt them.
+    pub fn with_pins(object: &[u8], settings: Settings, prepare: impl FnOnce(&Pins) -> Result<()>) -> Result<Self> {
         let reaper = Reaper::start()?;
         let pins = Pins::new(reaper.bpffs());
         pins.create()?;
+        prepare(&pins)?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
-        let sizes = Sizes { limits, flows: 1 << 16, affinity: 1 << 12, unserved: None };
+        let sizes = Sizes { limits, flows: FLOWS, affinity: 1 << 12, sockets: 1 << 12, unserved: None };
         let object = Object::load(object, &pins, &sizes, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());
-        Ok(Self { object, maps, state, plan: Plan::default(), pins, _reaper: reaper })
+        let checks_sums = has_checksum_complete()?;
+        Ok(Self { object, maps, state, plan: Plan::default(), pins, checks_sums, _reaper: reaper })
     }
 
     /// Adds a service, or replaces its backends.
@@ -175,8 +188,14 @@ impl Datapath {
     }
 
     fn run(&mut self, program: &str, input: &Input) -> Result<Output> {
-        let (output, _) = self.repeat(program, input, 1)?;
+        let checksum_complete = input.checksum_complete || self.checks_sums;
+        let (output, _) = self.repeat(program, &Input { checksum_complete, ..input.clone() }, 1)?;
         Ok(output)
+    }
+
+    /// Runs a packet that [`Verdict::Redirect`] sends round to where it was: so many times in all, the last one counts.
+    pub fn from_pod_and_round(&mut self, input: impl Into<Input>, runs: u32) -> Result<Output> {
+        Ok(self.repeat(Object::FROM_POD, &input.into(), runs)?.0)
     }
 
     /// Runs the same packet many times; the mean duration of a run. The packet is not restored in between: take one that
@@ -244,8 +263,14 @@ fn key(name: &str, protocol: Protocol, family: Family) -> ServicePortName {
     }
 }
 
+/// Whether the kernel can run programs on packets with [`Input::checksum_complete`].
+pub fn has_checksum_complete() -> Result<bool> {
+    let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(15)))
+}
+
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
-/// Kernel 6.15 and later.
 const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// `bpf_attr.test` (include/uapi/linux/bpf.h).

@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+use std::net::TcpStream;
+
 use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::{
     EndpointSliceManifest, Lab, ServiceManifest, Topology, bulk_http, bulk_udp, command, http_get, needs_root,
@@ -40,6 +42,12 @@ fn services_work_on_this_kernel() {
             tally.assert_no_errors();
             assert!(tally.counts(["backend1", "backend2"]).iter().all(|&count| count > 0), "{when}: {tally:?}");
         }
+        // Processes of the host, at their sockets.
+        for tally in [bulk_http(node.namespace(), web, 20, 2), bulk_udp(node.namespace(), dns, 20, 2)] {
+            tally.assert_no_errors();
+        }
+        let stream = node.namespace().run(|| TcpStream::connect(web)).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), web);
     };
     served("with the agent");
     let status = node.viaduct(&["status", "-o", "json"]).unwrap();
@@ -58,6 +66,13 @@ fn services_work_on_this_kernel() {
     if expected_mechanism() == "clsact" {
         assert_eq!(filters().unwrap().matches("handle 0x1").count(), 1, "the filter was replaced, not added to");
     }
+
+    assert_eq!(status["sockets"]["programs"].as_array().unwrap().len(), 8);
+    lab.manifests().apply(&EndpointSliceManifest::new("default", "both")).unwrap();
+    let is_empty = |list: &serde_json::Value| list.as_array().unwrap().iter().all(|row| row["backends"] == 0);
+    node.wait_for(&["service", "list"], "there are no backends", is_empty).unwrap();
+    let refused = node.namespace().run(|| TcpStream::connect(web)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 
     second.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();

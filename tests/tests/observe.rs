@@ -19,7 +19,7 @@ const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 33] = [
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -37,6 +37,10 @@ const NAMES: [&str; 29] = [
     "viaduct_endpoint_change_duration_seconds",
     "viaduct_map_entries",
     "viaduct_map_max_entries",
+    "viaduct_flow_entries",
+    "viaduct_flows_collected_total",
+    "viaduct_flow_halves_restored_total",
+    "viaduct_collector_seconds_total",
     "viaduct_dropped_packets_total",
     "viaduct_passed_packets_total",
     "viaduct_interfaces",
@@ -103,14 +107,16 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
     http_get(client, "10.96.0.11:80".parse().unwrap()).expect_err("it has no backend");
     lab.manifests().write("bad.yaml", "kind: Service").unwrap();
 
-    let text = wait_until("the bad file is a problem", SYNC, || {
+    let text = wait_until("the bad file is a problem, and flows are counted", SYNC, || {
         let answer = get(node, METRICS, "/metrics").unwrap();
         assert!(
             answer.code == 200 && answer.head.contains("content-type: text/plain; version=0.0.4"),
             "{}",
             answer.head
         );
-        (series(&answer.body, "viaduct_problems") > 0.0).then_some(answer.body)
+        // The collector counts flows when it comes round.
+        let counted = series(&answer.body, "viaduct_map_entries{map=\"FLOWS_4\"}") == 20.0;
+        (counted && series(&answer.body, "viaduct_problems") > 0.0).then_some(answer.body)
     });
     let text = text.unwrap();
     for name in NAMES {
@@ -123,7 +129,9 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
         ("viaduct_map_entries{map=\"FRONTENDS_4\"}", 2.0),
         ("viaduct_map_entries{map=\"BACKENDS_4\"}", 1.0),
         ("viaduct_map_max_entries{map=\"FLOWS_4\"}", 65536.0),
-        ("viaduct_map_entries{map=\"FLOWS_4\"}", 20.0),
+        ("viaduct_flow_entries{ip_family=\"IPv4\",protocol=\"TCP\"}", 20.0),
+        ("viaduct_flow_entries{ip_family=\"IPv6\",protocol=\"SCTP\"}", 0.0),
+        ("viaduct_flows_collected_total{reason=\"backend-gone\"}", 0.0),
         ("viaduct_dropped_packets_total{reason=\"land\"}", 0.0),
         ("kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}", 0.0),
         ("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.001\"}", f64::NAN),

@@ -15,6 +15,8 @@ use viaduct_tests::{
 };
 
 const WEB: &str = "10.96.0.10:80";
+/// Without these, sockets of other processes cannot be borrowed; `sockets/` has a test of what is done instead.
+const MAY_BE_MISSING: [&str; 2] = ["SYS_PTRACE", "DAC_READ_SEARCH"];
 /// A mount namespace of its own, in which `$1` is done before the rest is run.
 const IN_OTHER_MOUNTS: &str = r#"eval "$1"; shift; exec "$@""#;
 const READ_ONLY: &str =
@@ -47,7 +49,7 @@ fn each_missing_capability_is_named_and_leaves_the_datapath_as_it_was() {
     let capabilities = daemonset::capabilities().unwrap();
     drop(cluster.start("true", &capabilities));
     let before = cluster.datapath();
-    for dropped in &capabilities {
+    for dropped in capabilities.iter().filter(|capability| !MAY_BE_MISSING.contains(&capability.as_str())) {
         let rest: Vec<_> = capabilities.iter().filter(|capability| *capability != dropped).cloned().collect();
         cluster.serve_from("web2");
         let error = one_line(cluster.agent("true", &rest));

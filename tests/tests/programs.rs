@@ -18,7 +18,7 @@ use viaduct_tests::{
 };
 
 /// The families that programs speak.
-const FAMILIES: [Family; 1] = [Family::V4];
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Where their clients run.
 const CLIENTS: [Client; 1] = [("a pod", |lab| lab.pod("client").namespace())];
 /// How often a run through the service may be tried that sends more segments again than one without: a machine that does
@@ -30,26 +30,27 @@ type Client = (&'static str, fn(&Lab) -> &Namespace);
 /// A service port: its name, protocol, port, and the port of its pod.
 type Port = (&'static str, viaduct_tests::Protocol, u16, u16);
 
-/// A service with one pod, which is on another node than its clients.
+/// A service of all families with one pod, which is on another node than its clients.
 struct Service {
     lab: Lab,
-    family: Family,
     port: Port,
 }
 
 impl Service {
-    fn new(family: Family, ports: &[Port]) -> Self {
+    fn new(ports: &[Port]) -> Self {
         stay_on_one_processor();
         let lab =
             Lab::builder().node("node1", Topology::Routed, ["client"]).node("node2", Topology::Bridge, ["server"]);
         let lab = lab.pcap(false).build().unwrap();
-        let (mut service, mut slice) = (
-            ServiceManifest::new("default", "program").cluster_ip(&vip(family).to_string()),
-            EndpointSliceManifest::of_family("default", "program", family),
-        );
-        for &(name, protocol, port, target) in ports {
+        let mut service = ServiceManifest::new("default", "program");
+        for &(name, protocol, port, _) in ports {
             service = service.port(name, protocol, port);
-            slice = slice.port(name, protocol, target);
+        }
+        for family in FAMILIES {
+            service = service.cluster_ip(&vip(family).to_string());
+            let slice = EndpointSliceManifest::of_family("default", "program", family).pods([lab.pod("server")]);
+            let add = |slice: EndpointSliceManifest, port: &Port| slice.port(port.0, port.1, port.3);
+            lab.manifests().apply(&ports.iter().fold(slice, add)).unwrap();
         }
         // No segment is sent again only because an acknowledgement took long on this machine.
         for pod in ["client", "server"] {
@@ -57,18 +58,17 @@ impl Service {
             lab.pod(pod).namespace().run(set).unwrap();
         }
         lab.manifests().apply(&service).unwrap();
-        lab.manifests().apply(&slice.pods([lab.pod("server")])).unwrap();
         lab.start_agents().unwrap();
-        Self { lab, family, port: ports[0] }
+        Self { lab, port: ports[0] }
     }
 
-    /// The address that the program listens on.
-    fn direct(&self) -> SocketAddr {
-        SocketAddr::new(self.lab.pod("server").address_of(self.family), self.port.3)
+    /// The addresses that the program listens on.
+    fn direct(&self) -> [SocketAddr; FAMILIES.len()] {
+        FAMILIES.map(|family| SocketAddr::new(self.lab.pod("server").address_of(family), self.port.3))
     }
 
-    fn vip(&self) -> SocketAddr {
-        SocketAddr::new(vip(self.family), self.port.2)
+    fn addresses(&self) -> Vec<String> {
+        self.direct().map(|address| address.ip().to_string()).into()
     }
 
     /// Starts the program behind the service; returns when it accepts connections.
@@ -77,16 +77,20 @@ impl Service {
         let mut command = namespace.command(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}; run `cargo xtask setup`"));
-        let (server, address) = (Server(child), self.direct());
-        let connects = || namespace.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok());
-        wait_until(&format!("{program} listens on {address}"), Duration::from_secs(10), connects).unwrap();
+        let server = Server(child);
+        for address in self.direct() {
+            let connects = || namespace.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok());
+            wait_until(&format!("{program} listens on {address}"), Duration::from_secs(10), connects).unwrap();
+        }
         server
     }
 
     /// Has each client do the same without and with the service, and compares what TCP had to send again.
     fn each(&self, mut use_it: impl FnMut(&Namespace, SocketAddr)) {
-        for (client, namespace) in CLIENTS {
-            let from = namespace(&self.lab);
+        for ((client, namespace), direct) in CLIENTS.into_iter().flat_map(|client| self.direct().map(|to| (client, to)))
+        {
+            let (from, family) = (namespace(&self.lab), Family::of(direct.ip()));
+            let service = SocketAddr::new(vip(family), self.port.2);
             let mut first_port = 10_000;
             let mut sent_again = |to| {
                 // Ports of its own: the server is still closing connections of the run before, which took another way, and
@@ -99,10 +103,10 @@ impl Service {
                 use_it(from, to);
                 counted().iter().sum::<u64>() - before
             };
-            let without = sent_again(self.direct());
+            let without = sent_again(direct);
             let is_good = (0..ATTEMPTS).any(|_| {
-                let with = sent_again(self.vip());
-                println!("{client}, {:?}: TCP sent {without} segments again, {with} with a service", self.family);
+                let with = sent_again(service);
+                println!("{client}, {family:?}: TCP sent {without} segments again, {with} with a service");
                 with <= without
             });
             assert!(is_good, "TCP sends more segments again through a service, each time");
@@ -163,43 +167,42 @@ http {
     uwsgi_temp_path DIR;
     scgi_temp_path DIR;
     sendfile on;
-    server { listen ADDRESS; root DIR/files; }
+    server { LISTEN root DIR/files; }
 }
 ";
 
 #[test]
 fn curl_downloads_a_hundred_megabytes_and_keeps_connections_open_with_nginx() {
     needs_root!();
-    for family in FAMILIES {
-        let service = Service::new(family, &[("http", Tcp, 80, 8080)]);
-        let folder = service.lab.directory().join("nginx");
-        let (files, configuration) = (folder.join("files"), folder.join("nginx.conf"));
-        fs::create_dir_all(&files).unwrap();
-        fs::write(files.join("small"), "small\n").unwrap();
-        let large = files.join("large");
-        random_file(&large, 100_000_000);
-        let text = NGINX.replace("DIR", folder.to_str().unwrap()).replace("ADDRESS", &service.direct().to_string());
-        fs::write(&configuration, text).unwrap();
-        let _server = service.serve("nginx", &["-c", configuration.to_str().unwrap()]);
+    let service = Service::new(&[("http", Tcp, 80, 8080)]);
+    let folder = service.lab.directory().join("nginx");
+    let (files, configuration) = (folder.join("files"), folder.join("nginx.conf"));
+    fs::create_dir_all(&files).unwrap();
+    fs::write(files.join("small"), "small\n").unwrap();
+    let large = files.join("large");
+    random_file(&large, 100_000_000);
+    let listen = service.direct().map(|address| format!("listen {address};")).join(" ");
+    let text = NGINX.replace("DIR", folder.to_str().unwrap()).replace("LISTEN", &listen);
+    fs::write(&configuration, text).unwrap();
+    let _server = service.serve("nginx", &["-c", configuration.to_str().unwrap()]);
 
-        service.each(|from, to| {
-            let curl = |arguments: &[&str]| {
-                let mut curl = from.command("curl");
-                curl.args(["--silent", "--show-error", "--fail", "--globoff", "--max-time", "60"]);
-                run(curl.args(arguments))
-            };
-            let downloaded = folder.join("downloaded");
-            curl(&["--output", downloaded.to_str().unwrap(), &format!("http://{to}/large")]);
-            run(Command::new("cmp").args([&large, &downloaded]));
+    service.each(|from, to| {
+        let curl = |arguments: &[&str]| {
+            let mut curl = from.command("curl");
+            curl.args(["--silent", "--show-error", "--fail", "--globoff", "--max-time", "60"]);
+            run(curl.args(arguments))
+        };
+        let downloaded = folder.join("downloaded");
+        curl(&["--output", downloaded.to_str().unwrap(), &format!("http://{to}/large")]);
+        run(Command::new("cmp").args([&large, &downloaded]));
 
-            let urls = vec![format!("http://{to}/small"); 500];
-            let urls: Vec<_> = urls.iter().map(String::as_str).collect();
-            // A line for each answer: its text, and how many connections were opened for it.
-            let answers = |more: &[&str]| curl(&[more, &["--write-out", "%{num_connects}\n"], &urls].concat());
-            assert_eq!(answers(&[]), format!("small\n1\n{}", "small\n0\n".repeat(499)));
-            assert_eq!(answers(&["--header", "Connection: close"]), "small\n1\n".repeat(500));
-        });
-    }
+        let urls = vec![format!("http://{to}/small"); 500];
+        let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+        // A line for each answer: its text, and how many connections were opened for it.
+        let answers = |more: &[&str]| curl(&[more, &["--write-out", "%{num_connects}\n"], &urls].concat());
+        assert_eq!(answers(&[]), format!("small\n1\n{}", "small\n0\n".repeat(499)));
+        assert_eq!(answers(&["--header", "Connection: close"]), "small\n1\n".repeat(500));
+    });
 }
 
 fn random_file(path: &Path, length: u64) {
@@ -207,94 +210,81 @@ fn random_file(path: &Path, length: u64) {
     std::io::copy(&mut random, &mut fs::File::create(path).unwrap()).unwrap();
 }
 
-/// So many addresses that an answer takes three packets.
+/// So many addresses that an answer by UDP comes in three fragments.
 const ADDRESSES: usize = 200;
 
 #[test]
 fn dig_asks_dnsmasq_for_small_and_large_answers() {
     needs_root!();
-    for family in FAMILIES {
-        let service = Service::new(family, &[("dns", Udp, 53, 5353), ("dns-tcp", Tcp, 53, 5353)]);
-        let hosts = service.lab.directory().join("hosts");
-        let many = (0..ADDRESSES).map(|number| format!("198.18.0.{number} many.test\n")).collect::<String>();
-        fs::write(&hosts, format!("198.18.1.1 one.test\n{many}")).unwrap();
-        let (address, hosts) = (service.direct().ip().to_string(), hosts.to_str().unwrap().to_owned());
-        let _server = service.serve(
-            "dnsmasq",
-            &[
-                "--keep-in-foreground",
-                "--conf-file=/dev/null",
-                "--no-resolv",
-                "--no-hosts",
-                "--user=root",
-                "--pid-file",
-            ]
+    let service = Service::new(&[("dns", Udp, 53, 5353), ("dns-tcp", Tcp, 53, 5353)]);
+    let hosts = service.lab.directory().join("hosts");
+    let many = (0..ADDRESSES).map(|number| format!("198.18.0.{number} many.test\n")).collect::<String>();
+    fs::write(&hosts, format!("198.18.1.1 one.test\n{many}")).unwrap();
+    let (addresses, hosts) = (service.addresses().join(","), hosts.to_str().unwrap().to_owned());
+    let _server = service.serve(
+        "dnsmasq",
+        &["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file"]
             .into_iter()
-            .chain(["--port=5353", "--edns-packet-max=4096", "--bind-interfaces", "--listen-address", &address])
+            .chain(["--port=5353", "--edns-packet-max=4096", "--bind-interfaces", "--listen-address", &addresses])
             .chain(["--addn-hosts", &hosts])
             .collect::<Vec<_>>(),
-        );
-        service.each(|from, to| {
-            let (server, port) = (format!("@{}", to.ip()), to.port().to_string());
-            for (name, way, answers) in [
-                // dig does not fall back to TCP.
-                ("one.test", &["+notcp", "+ignore"][..], 1),
-                ("one.test", &["+tcp"], 1),
-                ("many.test", &["+tcp"], ADDRESSES),
-            ] {
-                // Each from a socket of its own.
-                for _ in 0..20 {
-                    let mut dig = from.command("dig");
-                    let options = ["+short", "+tries=1", "+time=5", "+bufsize=4096"];
-                    let printed = run(dig.args([&server, "-p", &port]).args(options).args(way).args([name, "A"]));
-                    assert_eq!(printed.lines().count(), answers, "{name} {way:?}: {printed}");
-                }
+    );
+    service.each(|from, to| {
+        let (server, port) = (format!("@{}", to.ip()), to.port().to_string());
+        for (name, way, answers) in [
+            // dig does not fall back to TCP.
+            ("one.test", &["+notcp", "+ignore"][..], 1),
+            ("one.test", &["+tcp"], 1),
+            ("many.test", &["+notcp", "+ignore"], ADDRESSES),
+            ("many.test", &["+tcp"], ADDRESSES),
+        ] {
+            // Each from a socket of its own.
+            for _ in 0..20 {
+                let mut dig = from.command("dig");
+                let options = ["+short", "+tries=1", "+time=5", "+bufsize=4096"];
+                let printed = run(dig.args([&server, "-p", &port]).args(options).args(way).args([name, "A"]));
+                assert_eq!(printed.lines().count(), answers, "{name} {way:?}: {printed}");
             }
-        });
-    }
+        }
+    });
 }
 
 #[test]
 fn redis_benchmark_has_no_errors_with_redis_server() {
     needs_root!();
-    for family in FAMILIES {
-        let service = Service::new(family, &[("redis", Tcp, 6379, 16379)]);
-        let address = service.direct().ip().to_string();
-        let arguments = ["--port", "16379", "--bind", &address, "--protected-mode", "no", "--save", ""];
-        let _server = service.serve("redis-server", &arguments);
-        service.each(|from, to| {
-            // Connections that stay, pipelines of large values, and a connection for each request.
-            for (requests, options) in
-                [("20000", &[][..]), ("20000", &["-P", "16", "-d", "10000"]), ("2000", &["-k", "0"])]
-            {
-                let mut benchmark = from.command("redis-benchmark");
-                benchmark.args(["-h", &to.ip().to_string(), "-p", &to.port().to_string(), "--csv"]);
-                let printed = run(benchmark.args(["-t", "set,get", "-c", "50", "-n", requests]).args(options));
-                // A heading and a line for each of the two.
-                assert_eq!(printed.lines().count(), 3, "{options:?}: {printed}");
-            }
-        });
-    }
+    let service = Service::new(&[("redis", Tcp, 6379, 16379)]);
+    let addresses = service.addresses();
+    let mut arguments = vec!["--port", "16379", "--protected-mode", "no", "--save", "", "--bind"];
+    arguments.extend(addresses.iter().map(String::as_str));
+    let _server = service.serve("redis-server", &arguments);
+    service.each(|from, to| {
+        // Connections that stay, pipelines of large values, and a connection for each request.
+        for (requests, options) in [("20000", &[][..]), ("20000", &["-P", "16", "-d", "10000"]), ("2000", &["-k", "0"])]
+        {
+            let mut benchmark = from.command("redis-benchmark");
+            benchmark.args(["-h", &to.ip().to_string(), "-p", &to.port().to_string(), "--csv"]);
+            let printed = run(benchmark.args(["-t", "set,get", "-c", "50", "-n", requests]).args(options));
+            // A heading and a line for each of the two.
+            assert_eq!(printed.lines().count(), 3, "{options:?}: {printed}");
+        }
+    });
 }
 
 #[test]
 fn iperf3_sends_in_both_directions() {
     needs_root!();
-    for family in FAMILIES {
-        let service = Service::new(family, &[("iperf", Tcp, 5201, 15201)]);
-        let address = service.direct().ip().to_string();
-        let _server = service.serve("iperf3", &["--server", "--port", "15201", "--bind", &address]);
-        service.each(|from, to| {
-            for direction in [&[][..], &["--reverse"]] {
-                let mut iperf = from.command("iperf3");
-                iperf.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
-                let printed = run(iperf.args(["--bytes", "500M"]).args(direction));
-                let report: Value = serde_json::from_str(&printed).unwrap();
-                // The end of the run is not waited for by the receiver, which has not read all by then.
-                let received = &report["end"]["sum_received"];
-                assert!(received["bytes"].as_u64().unwrap() > 400_000_000, "{direction:?}: {report}");
-                println!("{to} {direction:?}: {:.1} Gbit/s", received["bits_per_second"].as_f64().unwrap() / 1e9);
-            }
-        });
-    }
+    let service = Service::new(&[("iperf", Tcp, 5201, 15201)]);
+    let _server = service.serve("iperf3", &["--server", "--port", "15201"]);
+    service.each(|from, to| {
+        for direction in [&[][..], &["--reverse"]] {
+            let mut iperf = from.command("iperf3");
+            iperf.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
+            let printed = run(iperf.args(["--bytes", "500M"]).args(direction));
+            let report: Value = serde_json::from_str(&printed).unwrap();
+            // The end of the run is not waited for by the receiver, which has not read all by then.
+            let received = &report["end"]["sum_received"];
+            assert!(received["bytes"].as_u64().unwrap() > 400_000_000, "{direction:?}: {report}");
+            println!("{to} {direction:?}: {:.1} Gbit/s", received["bits_per_second"].as_f64().unwrap() / 1e9);
+        }
+    });
 }

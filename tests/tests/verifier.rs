@@ -6,10 +6,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use lb_userspace::dataplane::Object;
+use lb_userspace::dataplane::attach::cgroup::PROGRAMS as AT_SOCKETS;
 use viaduct_tests::datapath::Datapath;
 use viaduct_tests::needs_root;
 
-const PROGRAMS: [&str; 2] = ["from_pod", "to_pod"];
+const PROGRAMS: [&str; 2] = [Object::FROM_POD, Object::TO_POD];
 
 /// Another compiler or kernel than those of the table may differ from it by this much.
 const TOLERANCE: f64 = 0.25;
@@ -26,6 +28,10 @@ fn the_programs_are_as_large_as_the_table_says() {
     let mut found = Vec::new();
     for name in PROGRAMS {
         let info = datapath.object().program(name).unwrap().info().unwrap();
+        found.push((name, info.verified_instruction_count().expect("kernel 5.16 or later")));
+    }
+    for name in AT_SOCKETS {
+        let info = datapath.object().socket_program(name).unwrap().info().unwrap();
         found.push((name, info.verified_instruction_count().expect("kernel 5.16 or later")));
     }
     let mut table = built.clone();

@@ -58,13 +58,14 @@ const LAB: [Program; 8] = [
     ("faketime", "faketime", "lets the clock of an agent jump"),
     ("nft", "nftables", "rules as kube-proxy has them, to migrate from"),
 ];
-const PROGRAMS: [Program; 7] = [
+const PROGRAMS: [Program; 8] = [
     ("nginx", "nginx", "serves files to curl in a test"),
     ("dnsmasq", "dnsmasq-base", "answers dig in a test"),
     ("dig", "bind9-dnsutils", "asks a DNS server in a test"),
     ("redis-server", "redis-server", "answers redis-benchmark in a test"),
     ("redis-benchmark", "redis-tools", "asks a Redis server in a test"),
     ("iperf3", "iperf3", "sends as much as it can in a test"),
+    ("ping", "iputils-ping", "asks for a service's echo in a test"),
     ("traceroute", "traceroute", "shows the way to a service in a test"),
 ];
 const KERNELS: [Program; 4] = [

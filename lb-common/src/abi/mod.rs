@@ -9,6 +9,7 @@ mod names;
 mod reason;
 mod service;
 mod settings;
+mod socket;
 
 pub use self::flow::{
     Affinity, AffinityKey, AffinityKey4, AffinityKey6, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
@@ -21,6 +22,9 @@ pub use self::service::{
     SlotPair, SlotRange, TrafficPolicy, Vip, service_port_flags, vip_flags,
 };
 pub use self::settings::{IdleTimes, handover, options};
+pub use self::socket::{
+    SocketCookie, SocketKey, SocketKey4, SocketKey6, SocketPeer, SocketPeer4, SocketPeer6, SocketSide,
+};
 pub use crate::addr::Family;
 
 /// Version of everything in this module. Maps are pinned in a folder that carries it.

@@ -1,4 +1,4 @@
-//! Programs on the interfaces that lead to pods.
+//! Programs on the interfaces that lead to pods, and at the sockets of processes.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,9 @@ use anyhow::Result;
 use tracing::{error, info};
 
 use super::{Observed, gauge};
+use crate::dataplane::attach::cgroup::{self, Cgroup};
 use crate::dataplane::attach::{self, Mechanism};
-use crate::dataplane::{Object, Pins, PodInterfaces};
+use crate::dataplane::{Object, Pins, PodInterfaces, SocketLb};
 use crate::interfaces::Present;
 
 pub(super) struct Coverage {
@@ -17,13 +18,22 @@ pub(super) struct Coverage {
     /// What the programs know of interfaces.
     known: PodInterfaces,
     covered: Present,
+    /// Whose sockets are served, and where the programs for that belong.
+    sockets: Option<(SocketLb, Cgroup)>,
+    has_sockets: bool,
     observed: Observed,
 }
 
 impl Coverage {
-    pub(super) fn new(object: Object, pins: Pins, observed: Observed) -> Result<Self> {
+    pub(super) fn new(
+        object: Object,
+        pins: Pins,
+        sockets: Option<(SocketLb, Cgroup)>,
+        observed: Observed,
+    ) -> Result<Self> {
         let known = PodInterfaces::open(&pins)?;
-        Ok(Self { object, pins, mechanism: Mechanism::of_this_kernel(), known, covered: Present::new(), observed })
+        let (mechanism, covered) = (Mechanism::of_this_kernel(), Present::new());
+        Ok(Self { object, pins, mechanism, known, covered, sockets, has_sockets: false, observed })
     }
 
     /// How many interfaces have the programs.
@@ -34,6 +44,29 @@ impl Coverage {
     /// How the programs are attached.
     pub(super) const fn mechanism(&self) -> Mechanism {
         self.mechanism
+    }
+
+    /// Attaches the programs at sockets, or detaches those of an agent before if this one is to have none.
+    pub(super) fn cover_sockets(&mut self) {
+        let Some((mode, cgroup)) = &self.sockets else {
+            match cgroup::detach(&self.pins) {
+                Ok(detached) if detached.is_empty() => {}
+                Ok(_) => info!("programs at sockets detached"),
+                Err(error) => error!("{error:#}"),
+            }
+            return;
+        };
+        if self.has_sockets && cgroup::is_attached(&self.pins, *mode, cgroup) {
+            return;
+        }
+        match cgroup::attach(&mut self.object, &self.pins, *mode, cgroup) {
+            Ok(()) => {
+                info!(processes = mode.name(), cgroup = %cgroup.path().display(), "programs attached at sockets");
+                self.has_sockets = true;
+            }
+            // Tried again with the interfaces.
+            Err(error) => error!("{error:#}"),
+        }
     }
 
     /// Attaches the programs to interfaces that have come, and forgets those that have gone.

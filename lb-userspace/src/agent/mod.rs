@@ -5,7 +5,9 @@
 //!
 //! - `input`: what the source tells, into the model, and when it has told enough;
 //! - `services`: from the model to the maps;
-//! - `coverage`: programs on interfaces;
+//! - `coverage`: programs on interfaces and at sockets;
+//! - `sockets`: connected UDP sockets follow their services;
+//! - `collecting`: what no packet needs any more goes;
 //! - `problems`: what cannot be served as it is written, logged when it comes and when it goes.
 
 use std::net::SocketAddr;
@@ -19,20 +21,24 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::config::Configuration;
-use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
+use crate::dataplane::attach::cgroup::Cgroup;
+use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes, SocketLb};
 use crate::interfaces::Interfaces;
 use crate::model::Family;
 use crate::observe::{self, Health, Metrics};
 use crate::source::kube;
 
+mod collecting;
 mod coverage;
 mod input;
 mod problems;
 mod services;
+mod sockets;
 
 use coverage::Coverage;
 use input::Input;
 use services::Services;
+use sockets::Sockets;
 
 /// How often the loop goes round without anything to do.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -48,6 +54,8 @@ pub struct Options {
     pub source: Source,
     /// Names of interfaces that lead to pods, with `*` and `?`.
     pub pod_interfaces: Vec<String>,
+    /// The cgroup whose processes are served at their sockets; the root of the tree if none is given.
+    pub cgroup_root: Option<PathBuf>,
     /// The IP families that are served.
     pub families: Vec<Family>,
     /// Sizes of the maps.
@@ -113,14 +121,23 @@ async fn serve(options: Options) -> Result<()> {
     let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
 
+    let socket_lb = options.settings.socket_lb;
+    let at_sockets = match socket_lb {
+        SocketLb::Off => None,
+        mode => Some((mode, Cgroup::find(options.cgroup_root.as_deref())?)),
+    };
+
     let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
     object.pin(&options.pins)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options, observed.clone())?;
-    let mut coverage = Coverage::new(object, options.pins.clone(), observed.clone())?;
+    collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
+    let mut coverage = Coverage::new(object, options.pins.clone(), at_sockets, observed.clone())?;
+    let sockets = if socket_lb == SocketLb::Off { None } else { Some(Sockets::watch(&options.pins)?) };
 
     input.read(&mut services);
     services.apply();
     // What is served from before goes on, so the programs need not wait for the source.
+    coverage.cover_sockets();
     coverage.cover(interfaces.list().await?);
     let mut announced = announce(&options, &services, &coverage);
     loop {
@@ -132,13 +149,20 @@ async fn serve(options: Options) -> Result<()> {
             () = input.changed() => {
                 input.read(&mut services);
                 services.apply();
+                sockets.iter().for_each(Sockets::changed);
             }
-            () = interfaces.changed() => match interfaces.list().await {
-                Ok(present) => coverage.cover(present),
-                Err(error) => error!("{error:#}"),
-            },
+            () = interfaces.changed() => {
+                coverage.cover_sockets();
+                match interfaces.list().await {
+                    Ok(present) => coverage.cover(present),
+                    Err(error) => error!("{error:#}"),
+                }
+            }
             () = wait(services.grace()) => services.end_grace(),
-            () = sleep_until(retry_at) => services.recover(),
+            () = sleep_until(retry_at) => {
+                services.recover();
+                sockets.iter().for_each(Sockets::changed);
+            }
         }
         announced = announced || announce(&options, &services, &coverage);
     }

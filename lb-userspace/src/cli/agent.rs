@@ -13,7 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::agent::{self, Options, Source};
 use crate::config::{Configuration, number};
-use crate::dataplane::{Handover, Pins, Settings, Sizes, UnservedPorts};
+use crate::dataplane::{Handover, Pins, Settings, Sizes, SocketLb, UnservedPorts};
 use crate::source::kube;
 use crate::state::Limits;
 
@@ -55,6 +55,9 @@ pub(super) struct Arguments {
     /// Clients of each IP family that stay with their backend by session affinity, one for each service port that they dial.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     max_affinity: u32,
+    /// Connections of the host's processes, of each IP family, of which it is known what they have dialled.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    max_sockets: u32,
     /// Frontends (address, port and protocol) of each IP family that this node can serve.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_frontends: u32,
@@ -67,6 +70,12 @@ pub(super) struct Arguments {
     /// Slots of all services together, a power of two: 4 bytes each, 512 for a service with four backends.
     #[arg(long, value_name = "NUMBER", default_value_t = 1 << 23, value_parser = power_of_two)]
     max_slots: u32,
+    /// Which processes are served at their sockets.
+    #[arg(long, value_enum, default_value_t = SocketLb::Host)]
+    socket_lb: SocketLb,
+    /// Cgroup of version 2 whose processes these are, if not all below the root of the tree.
+    #[arg(long, value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
     /// How connections live on while a node changes between kube-proxy and Viaduct.
     #[arg(long, value_enum, default_value_t = Handover::None)]
     handover: Handover,
@@ -138,8 +147,10 @@ impl Arguments {
                 },
                 flows: self.max_flows,
                 affinity: self.max_affinity,
+                sockets: self.max_sockets,
                 unserved: Family::ALL.into_iter().find(|family| !self.ip_families.contains(family)),
             },
+            cgroup_root: self.cgroup_root,
             settings,
             healthz_bind_address: self.healthz_bind_address,
             metrics_bind_address: self.metrics_bind_address,
@@ -177,6 +188,7 @@ impl Arguments {
             },
             hairpin,
             refusals_per_second: self.refusals_per_second,
+            socket_lb: self.socket_lb,
         })
     }
 

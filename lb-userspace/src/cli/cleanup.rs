@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{Format, output};
+use crate::dataplane::attach::cgroup;
 use crate::dataplane::{AGENT, Pins, attach, require_capabilities};
 
 #[derive(Debug, Serialize)]
@@ -27,6 +28,9 @@ pub(super) fn run(pins: &Pins, format: Format) -> Result<()> {
         let lock = pins.lock("")?;
         for (mechanism, attached) in attach::attached(pins) {
             attach::detach(mechanism, &attached)?;
+            removed.push(Removed { path: attached.pin.display().to_string(), what: "attached program" });
+        }
+        for attached in cgroup::detach(pins)? {
             removed.push(Removed { path: attached.pin.display().to_string(), what: "attached program" });
         }
         for layout in pins.layouts() {

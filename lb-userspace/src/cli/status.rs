@@ -9,8 +9,8 @@ use lb_common::abi::LAYOUT;
 use serde::Serialize;
 
 use super::{Format, open, output};
-use crate::dataplane::attach;
-use crate::dataplane::{MapUse, Object, Pins};
+use crate::dataplane::attach::{self, cgroup};
+use crate::dataplane::{MapUse, Object, Pins, SocketLb};
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -21,6 +21,7 @@ struct Status {
     mechanism: Option<&'static str>,
     programs: Vec<ProgramStatus>,
     interfaces: Vec<InterfaceStatus>,
+    sockets: SocketsStatus,
     maps: Vec<MapUse>,
     reasons: BTreeMap<&'static str, ReasonStatus>,
 }
@@ -48,6 +49,14 @@ struct InterfaceStatus {
     network_namespace: u64,
     /// None when it is gone, or in another network namespace than this command.
     name: Option<String>,
+    programs: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SocketsStatus {
+    processes: SocketLb,
+    /// None when it is not mounted where this command could find it.
+    cgroup: Option<PathBuf>,
     programs: Vec<String>,
 }
 
@@ -84,8 +93,13 @@ fn collect(pins: &Pins) -> Result<Status> {
         layout: LAYOUT,
         agent: AgentStatus { running: pid.is_some(), pid },
         mechanism: attached.first().map(|(mechanism, _)| mechanism.name()),
-        programs: [Object::FROM_POD, Object::TO_POD].into_iter().filter_map(|name| program(pins, name)).collect(),
+        programs: [Object::FROM_POD, Object::TO_POD]
+            .into_iter()
+            .chain(cgroup::PROGRAMS)
+            .filter_map(|name| program(pins, name))
+            .collect(),
         interfaces: interfaces.into_values().collect(),
+        sockets: sockets(pins),
         maps: maps.usage()?,
         reasons: maps
             .reasons()?
@@ -93,6 +107,15 @@ fn collect(pins: &Pins) -> Result<Status> {
             .map(|(reason, packets)| (reason.name(), ReasonStatus { packets, dropped: reason.drops() }))
             .collect(),
     })
+}
+
+fn sockets(pins: &Pins) -> SocketsStatus {
+    let attached = cgroup::attached(pins);
+    SocketsStatus {
+        processes: attached.first().map_or(SocketLb::Off, |program| program.mode),
+        cgroup: attached.first().and_then(cgroup::AttachedToSockets::path),
+        programs: attached.into_iter().map(|program| program.program).collect(),
+    }
 }
 
 fn program(pins: &Pins, name: &'static str) -> Option<ProgramStatus> {
@@ -111,11 +134,12 @@ fn text(status: &Status) -> String {
         None => "not running; the datapath goes on without it".to_owned(),
     };
     let mut text = format!(
-        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\n\n",
+        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n\n",
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
         status.mechanism.map_or_else(String::new, |mechanism| format!(" by {mechanism}")),
+        sockets_text(&status.sockets),
     );
     let programs: Vec<_> = status
         .programs
@@ -151,4 +175,13 @@ fn text(status: &Status) -> String {
         .collect();
     text.push_str(&output::table(["REASON", "PACKETS ARE", "COUNT"], &reasons));
     text
+}
+
+fn sockets_text(sockets: &SocketsStatus) -> String {
+    if sockets.programs.is_empty() {
+        return "off".to_owned();
+    }
+    let cgroup =
+        sockets.cgroup.as_ref().map_or("a cgroup that is not mounted here".into(), |path| path.to_string_lossy());
+    format!("{}, {} programs at {cgroup}", sockets.processes.name(), sockets.programs.len())
 }

@@ -1,6 +1,5 @@
 //! The maps that there are once for each address family.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
@@ -8,14 +7,15 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Vip,
+    FrontendKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
-use lb_common::{Address, Tuple};
+use lb_common::{Address, Protocol, Tuple};
 use zerocopy::IntoBytes as _;
 
 use super::maps::{cpus, per_cpu, shared};
 use super::shared_array::SharedArray;
+use super::stale_sockets::Stale;
 use super::table::{Entry, Table, parse};
 use super::{MapUse, Names, Pins};
 use crate::{plan, state};
@@ -27,6 +27,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    SocketKey<A>: Entry,
+    SocketPeer<A>: Entry,
     Tuple<A>: Entry,
 {
     frontends: Table<FrontendKey<A>, Frontend>,
@@ -39,6 +41,8 @@ where
     pub affinity: Table<AffinityKey<A>, Affinity>,
     /// Ports of packets that came in fragments.
     pub fragments: Table<FragmentKey<A>, Fragment>,
+    /// Peers of the sockets of processes.
+    pub sockets: Table<SocketKey<A>, SocketPeer<A>>,
     names: Names,
 }
 
@@ -49,6 +53,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    SocketKey<A>: Entry,
+    SocketPeer<A>: Entry,
     Tuple<A>: Entry,
 {
     pub(super) fn open(pins: &Pins, writable: bool) -> Result<Self> {
@@ -61,6 +67,7 @@ where
             flows: Table::open(pins, names.flows)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
+            sockets: Table::open(pins, names.sockets)?,
             names,
         })
     }
@@ -112,6 +119,23 @@ where
         ids.filter_map(|id| self.backend(id).map(|backend| Some((id, backend?))).transpose()).collect()
     }
 
+    /// Judges a connected UDP socket by its peer.
+    pub(super) fn stale(&self, cookie: u64, address: A, port: u16) -> Result<Option<Stale>> {
+        let (protocol, side) = (Protocol::Udp, SocketSide::Network);
+        let Some(peer) = self.sockets.get(&SocketKey { cookie: cookie.into(), address, port, protocol, side })? else {
+            // A virtual address that was none when it was dialled.
+            let frontend = self.frontends.get(&FrontendKey { address, port, protocol, scope: Scope::Cluster })?;
+            let dialled = SocketAddr::new(address.ip(), port);
+            return Ok(frontend.map(|_| Stale { dialled, was_led: false }));
+        };
+        let serves = self.backend(peer.backend)?.is_some_and(|backend| {
+            backend.generation == peer.generation
+                && matches!(backend.state, BackendState::Active | BackendState::Draining)
+        });
+        let dialled = SocketAddr::new(peer.address.ip(), peer.port);
+        Ok((!serves).then_some(Stale { dialled, was_led: true }))
+    }
+
     /// How many backends there is room for.
     #[must_use]
     pub const fn backends_len(&self) -> u32 {
@@ -137,12 +161,13 @@ where
         };
         let backends = backends.iter().filter(in_use).count();
         Ok(vec![
-            used(&self.frontends),
-            used(&self.vips),
+            used(&self.frontends)?,
+            used(&self.vips)?,
             MapUse { name: self.names.backends, used: backends, size: self.backends.len() },
-            used(&self.flows),
-            used(&self.affinity),
-            used(&self.fragments),
+            used(&self.flows)?,
+            used(&self.affinity)?,
+            used(&self.fragments)?,
+            used(&self.sockets)?,
         ])
     }
 
@@ -201,8 +226,6 @@ where
     }
 }
 
-fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> MapUse {
-    // While entries come and go, the kernel may name one twice.
-    let keys: HashSet<K::Bytes> = table.keys().flatten().collect();
-    MapUse { name: table.name(), used: keys.len(), size: table.size() }
+fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> Result<MapUse> {
+    Ok(MapUse { name: table.name(), used: table.count()?, size: table.size() })
 }

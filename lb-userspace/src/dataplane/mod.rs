@@ -3,36 +3,45 @@
 //! - [`Pins`]: where everything is pinned, and the lock that one agent holds on it.
 //! - [`Object`]: the programs, loaded with their maps.
 //! - [`Maps`], [`FamilyMaps`], [`Table`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
-//! - [`attach`]: programs on interfaces.
+//! - [`attach`]: programs on interfaces and at sockets; [`StaleSockets`]: what these cannot do for connected UDP sockets.
+//! - [`Collector`]: removes what no packet needs any more.
 //!
-//! All `unsafe` of the agent is in `shared_array`, `grace` and `memory`.
+//! All `unsafe` of the agent is in `shared_array`, `raw_map`, `grace`, `kernel` and `memory`.
 
 pub mod attach;
+mod collector;
 mod family;
 mod figures;
 mod grace;
+mod kernel;
 mod maps;
 mod memory;
 mod object;
 mod pins;
 mod pod_interfaces;
+mod raw_map;
 mod shared_array;
+mod sock_diag;
+mod stale_sockets;
 mod table;
 
+pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
 pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
-pub use object::{Handover, OBJECT, Object, Settings, UnservedPorts};
+pub use object::{Handover, OBJECT, Object, Settings, SocketLb, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
+pub use raw_map::Walk;
+pub use stale_sockets::{StaleSockets, Swept};
 pub use table::{Entry, Table};
 
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, TokenBucket, Vip,
+    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -47,6 +56,8 @@ pub struct Sizes {
     pub flows: u32,
     /// Entries of `AFFINITY_4` and `AFFINITY_6`: one for each client of each service port with session affinity.
     pub affinity: u32,
+    /// Entries of `SOCKETS_4` and `SOCKETS_6`: one for each connection of a process, two for each exchange of datagrams.
+    pub sockets: u32,
     /// A family that is not served: its maps have one entry each, since the programs need all maps.
     pub unserved: Option<Family>,
 }
@@ -68,6 +79,7 @@ struct Names {
     flows: &'static str,
     affinity: &'static str,
     fragments: &'static str,
+    sockets: &'static str,
 }
 
 impl Names {
@@ -81,6 +93,7 @@ impl Names {
                 flows: "FLOWS_4",
                 affinity: "AFFINITY_4",
                 fragments: "FRAGMENTS_4",
+                sockets: "SOCKETS_4",
             },
             Family::V6 => Self {
                 frontends: "FRONTENDS_6",
@@ -90,6 +103,7 @@ impl Names {
                 flows: "FLOWS_6",
                 affinity: "AFFINITY_6",
                 fragments: "FRAGMENTS_6",
+                sockets: "SOCKETS_6",
             },
         }
     }
@@ -126,7 +140,7 @@ impl Sizes {
         shapes
     }
 
-    fn shapes_of<A: Address>(&self) -> [MapShape; 7] {
+    fn shapes_of<A: Address>(&self) -> [MapShape; 8] {
         let or_one = |entries| if self.unserved == Some(A::FAMILY) { 1 } else { entries };
         let (frontends, backends) = (or_one(self.limits.frontends), or_one(self.limits.backends));
         let names = Names::of(A::FAMILY);
@@ -138,6 +152,7 @@ impl Sizes {
             shape::<Tuple<A>, Flow<A>>(names.flows, or_one(self.flows)),
             shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
             shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
+            shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, or_one(self.sockets)),
         ]
     }
 }

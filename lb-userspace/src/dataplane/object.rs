@@ -4,11 +4,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 use aya::maps::MapData;
-use aya::programs::SchedClassifier;
+use aya::programs::{CgroupSockAddr, ProgramType, SchedClassifier};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{IdleTimes, handover, options};
 use lb_common::hash::DEFAULT_SEED;
 
+use super::attach::cgroup::PROGRAMS as AT_SOCKETS;
+use super::kernel::network_namespace;
 use super::{MapShape, Pins, Sizes};
 
 /// The kernel programs, built from `lb-ebpf` and part of this binary.
@@ -33,6 +36,8 @@ pub struct Settings {
     pub hairpin: (Ipv4Addr, Ipv6Addr),
     /// How many refusals are sent each second, on each CPU to the pods of a few interfaces.
     pub refusals_per_second: u32,
+    /// Whose sockets are served.
+    pub socket_lb: SocketLb,
 }
 
 impl Default for Settings {
@@ -46,6 +51,7 @@ impl Default for Settings {
             idle: IdleTimes::DEFAULT,
             hairpin: (Ipv4Addr::new(169, 254, 109, 1), Ipv6Addr::new(0xfd00, 0x7669, 0x6164, 0x7563, 0x7400, 0, 0, 1)),
             refusals_per_second: 1000,
+            socket_lb: SocketLb::Host,
         }
     }
 }
@@ -58,6 +64,31 @@ pub enum UnservedPorts {
     Pass,
     /// Their senders are told at once that nobody listens.
     Refuse,
+}
+
+/// Which processes are served at their sockets, where no packet needs to be touched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketLb {
+    /// Those in the network namespace of the agent, which is that of the node. Pods are served by their packets.
+    #[default]
+    Host,
+    /// All of the node, those in pods too.
+    All,
+    /// None: processes of the host are not served.
+    Off,
+}
+
+impl SocketLb {
+    /// The word that people see.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::All => "all",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// How connections fare while a node changes between kube-proxy and Viaduct.
@@ -88,6 +119,7 @@ impl Settings {
 /// The loaded programs.
 pub struct Object {
     ebpf: Ebpf,
+    socket_lb: SocketLb,
 }
 
 impl Object {
@@ -109,6 +141,11 @@ impl Object {
         let handover = settings.handover as u32;
         let options = settings.options();
         let idle: [u8; size_of::<IdleTimes>()] = zerocopy::transmute!(settings.idle);
+        let socket_lb = settings.socket_lb;
+        let network_namespace = if socket_lb == SocketLb::Host { network_namespace()? } else { 0 };
+        let set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+        // In doubt, processes hear EPERM.
+        let set_retval = u32::from(set_retval.unwrap_or(false));
         let hairpin = (settings.hairpin.0.octets(), settings.hairpin.1.octets());
         loader
             .override_global("SEED", &settings.seed, true)
@@ -118,6 +155,8 @@ impl Object {
             .override_global("IDLE", &idle, true)
             .override_global("HAIRPIN_4", &hairpin.0, true)
             .override_global("HAIRPIN_6", &hairpin.1, true)
+            .override_global("NETNS", &network_namespace, true)
+            .override_global("SET_RETVAL", &set_retval, true)
             .override_global("REFUSALS_PER_SECOND", &settings.refusals_per_second, true);
         for shape in &shapes {
             loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pins.map(shape.name));
@@ -128,10 +167,28 @@ impl Object {
         for name in [Self::FROM_POD, Self::TO_POD] {
             program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
-        Ok(Self { ebpf })
+        let mut object = Self { ebpf, socket_lb };
+        for name in object.at_sockets() {
+            let refused = || format!("the kernel refused the program {name}, which --socket-lb=off does without");
+            object.socket_program(name)?.load().with_context(refused)?;
+        }
+        Ok(object)
     }
 
-    /// One of the two programs.
+    fn at_sockets(&self) -> &'static [&'static str] {
+        if self.socket_lb == SocketLb::Off { &[] } else { &AT_SOCKETS }
+    }
+
+    /// One of the programs at sockets.
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn socket_program(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+        program.try_into().with_context(|| format!("{name} is no program at sockets"))
+    }
+
+    /// One of the two programs on interfaces.
     ///
     /// # Errors
     /// When the object has no such program.
@@ -153,6 +210,13 @@ impl Object {
             let path = pins.programs().join(name);
             super::attach::remove_pin(&path)?;
             self.program(name)?.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
+        }
+        for name in AT_SOCKETS {
+            super::attach::remove_pin(&pins.programs().join(name))?;
+        }
+        for name in self.at_sockets() {
+            let path = pins.programs().join(name);
+            self.socket_program(name)?.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
         }
         Ok(())
     }

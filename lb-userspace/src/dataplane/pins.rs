@@ -67,6 +67,12 @@ impl Pins {
         self.layout().join("filters")
     }
 
+    /// Pins of links at sockets, see [`super::attach::cgroup`].
+    #[must_use]
+    pub fn sockets(&self) -> PathBuf {
+        self.layout().join("sockets")
+    }
+
     /// Makes the folders. An agent comes by here before it touches anything.
     ///
     /// # Errors
@@ -75,7 +81,7 @@ impl Pins {
         require_capabilities(&AGENT)?;
         self.require_bpffs()?;
         self.require_writable()?;
-        for folder in [self.programs(), self.links(), self.filters()] {
+        for folder in [self.programs(), self.links(), self.filters(), self.sockets()] {
             fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot create {}: check its parent folders", folder.display()))?;
         }

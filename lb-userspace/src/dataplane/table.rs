@@ -1,25 +1,25 @@
 //! Hash maps of the kernel with typed entries.
 
-use std::hash::Hash;
+use std::io;
 use std::marker::PhantomData;
 
-use anyhow::{Context, Result};
-use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapError};
+use anyhow::{Context, Result, ensure};
 use lb_common::abi::{
     Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Flow4, Flow6, Fragment, FragmentKey4, FragmentKey6,
-    Frontend, FrontendKey4, FrontendKey6, PodInterface, ServiceName, Vip,
+    Frontend, FrontendKey4, FrontendKey6, PodInterface, ServiceName, ServicePort, SocketKey4, SocketKey6, SocketPeer4,
+    SocketPeer6, Vip,
 };
 use lb_common::{Address4, Address6, Plain, Tuple4, Tuple6};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use super::Pins;
 use super::maps::pinned;
+use super::raw_map::{Put, RawMap, Walk};
 
 /// A key or value: what the kernel gives and takes as bytes.
 pub trait Entry: Copy + TryFromBytes + KnownLayout + Immutable {
     /// As many as the type has.
-    type Bytes: Pod + IntoBytes + Immutable + Eq + Hash;
+    type Bytes: IntoBytes + Immutable;
 
     /// The bytes, as they lie in memory.
     fn to_bytes(&self) -> Self::Bytes;
@@ -39,93 +39,142 @@ macro_rules! entries {
 }
 
 entries!(|value| zerocopy::transmute!(*value), u32, Address4, Address6, Affinity, Fragment, Frontend, PodInterface);
-entries!(|value| zerocopy::transmute!(*value), ServiceName, Vip);
-entries!(Plain::bytes, AffinityKey4, Backend4, Flow4, FragmentKey4, FrontendKey4, Tuple4);
-entries!(Plain::bytes, AffinityKey6, Backend6, Flow6, FragmentKey6, FrontendKey6, Tuple6);
+entries!(|value| zerocopy::transmute!(*value), ServiceName, ServicePort, Vip);
+entries!(Plain::bytes, AffinityKey4, Backend4, Flow4, FragmentKey4, FrontendKey4, SocketKey4, SocketPeer4, Tuple4);
+entries!(Plain::bytes, AffinityKey6, Backend6, Flow6, FragmentKey6, FrontendKey6, SocketKey6, SocketPeer6, Tuple6);
 
-/// A pinned hash map.
+/// How many entries to read at a time where nobody waits.
+const MANY: usize = 4096;
+
+/// A pinned map from `K` to `V`.
 pub struct Table<K: Entry, V: Entry> {
-    map: HashMap<MapData, K::Bytes, V::Bytes>,
+    map: RawMap,
     name: &'static str,
-    size: u32,
-    entries: PhantomData<(K, V)>,
+    entries: PhantomData<fn(K) -> V>,
 }
 
 impl<K: Entry, V: Entry> Table<K, V> {
     /// # Errors
     /// When the map is missing, or has another layout.
-    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self> {
-        let map = pinned(pins, name)?;
-        let size = map.info()?.max_entries();
-        let map = HashMap::try_from(Map::from_map_data(map)?).with_context(|| format!("{name} has another layout"))?;
-        Ok(Self { map, name, size, entries: PhantomData })
+    pub fn open(pins: &Pins, name: &'static str) -> Result<Self> {
+        let map = RawMap::new(pinned(pins, name)?)?;
+        ensure!(map.sizes() == (size_of::<K>(), size_of::<V>()), "{name} has another layout");
+        Ok(Self { map, name, entries: PhantomData })
     }
 
-    pub(super) const fn name(&self) -> &'static str {
+    /// Name of the map.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
         self.name
     }
 
     /// How many entries there is room for.
     #[must_use]
     pub const fn size(&self) -> u32 {
-        self.size
+        self.map.len()
     }
 
-    /// The bytes of all keys, roughly: entries come and go meanwhile, and one that goes lets the kernel begin anew.
-    pub(super) fn keys(&self) -> impl Iterator<Item = Result<K::Bytes, MapError>> {
-        self.map.keys()
+    /// Goes on in `walk` by a batch of `most` entries, or fewer, but at least those that the kernel keeps together. False when
+    /// these were the last. What is there from the beginning of a walk to its end is met once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn read(&self, walk: &mut Walk, most: usize) -> Result<bool> {
+        self.map.read(walk, most).with_context(|| format!("cannot read {}", self.name))
     }
 
-    /// All entries at this moment, as roughly; some may come twice.
+    /// The entries of the last batch.
+    pub fn batch(&self, walk: &Walk) -> impl Iterator<Item = Result<(K, V)>> {
+        walk.entries(self.map.sizes()).map(|(key, value)| Ok((parse(self.name, key)?, parse(self.name, value)?)))
+    }
+
+    /// All entries at this moment, roughly: they come and go meanwhile.
     ///
     /// # Errors
     /// When the map cannot be read, or an entry is none of this layout.
     pub fn entries(&self) -> Result<Vec<(K, V)>> {
-        let mut entries = Vec::new();
-        for key in self.keys() {
-            let key = parse(self.name, &key?)?;
-            if let Some(value) = self.get(&key)? {
-                entries.push((key, value));
+        let (mut walk, mut entries) = (Walk::default(), Vec::new());
+        loop {
+            let more = self.read(&mut walk, MANY)?;
+            for entry in self.batch(&walk) {
+                entries.push(entry?);
+            }
+            if !more {
+                return Ok(entries);
             }
         }
-        Ok(entries)
     }
 
-    /// The value of one.
+    /// How many entries there are, as roughly.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn count(&self) -> Result<usize> {
+        let (mut walk, mut count) = (Walk::default(), 0);
+        loop {
+            let more = self.read(&mut walk, MANY)?;
+            count += walk.len();
+            if !more {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// The value of a key.
     ///
     /// # Errors
     /// As [`Self::entries`].
     pub fn get(&self, key: &K) -> Result<Option<V>> {
-        match self.map.get(&key.to_bytes(), 0) {
-            Ok(value) => parse(self.name, &value).map(Some),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", self.name)),
-        }
+        let mut value = vec![0; size_of::<V>()];
+        let found = self.map.look_up(key.to_bytes().as_bytes(), &mut value);
+        let found = found.with_context(|| format!("cannot read {}", self.name))?;
+        found.then(|| parse(self.name, &value)).transpose()
     }
 
-    /// Adds or replaces one.
+    /// Adds a key, or gives it another value.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn insert(&mut self, key: &K, value: &V) -> Result<()> {
-        self.map.insert(key.to_bytes(), value.to_bytes(), 0).with_context(|| format!("cannot write to {}", self.name))
+    pub fn insert(&self, key: &K, value: &V) -> Result<()> {
+        self.map
+            .put(key.to_bytes().as_bytes(), value.to_bytes().as_bytes(), Put::Always)
+            .with_context(|| format!("cannot write to {}", self.name))
     }
 
-    /// Removes one. Gone already is as good.
+    /// Adds a key. False when it is there already.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn remove(&mut self, key: &K) -> Result<()> {
-        match self.map.remove(&key.to_bytes()) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            other => other.with_context(|| format!("cannot write to {}", self.name)),
+    pub fn add(&self, key: &K, value: &V) -> Result<bool> {
+        match self.map.put(key.to_bytes().as_bytes(), value.to_bytes().as_bytes(), Put::IfAbsent) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            other => other.map(|()| true).with_context(|| format!("cannot write to {}", self.name)),
         }
+    }
+
+    /// Removes a key. Gone already is as good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&self, key: &K) -> Result<()> {
+        let removed = self.map.remove(key.to_bytes().as_bytes());
+        removed.map(drop).with_context(|| format!("cannot write to {}", self.name))
+    }
+
+    /// Removes a key, and tells the value that it had in that moment.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the value was none of this layout.
+    pub fn take(&self, key: &K) -> Result<Option<V>> {
+        let mut value = vec![0; size_of::<V>()];
+        let found = self.map.take(key.to_bytes().as_bytes(), &mut value);
+        let found = found.with_context(|| format!("cannot write to {}", self.name))?;
+        found.then(|| parse(self.name, &value)).transpose()
     }
 }
 
 /// Other processes of the node may write to a map: what is read is checked.
-pub(super) fn parse<T: Entry>(map: &str, bytes: &(impl IntoBytes + Immutable + ?Sized)) -> Result<T> {
-    let bytes = bytes.as_bytes();
+pub(super) fn parse<T: Entry>(map: &str, bytes: &[u8]) -> Result<T> {
     T::try_read_from_bytes(bytes)
         .ok()
         .with_context(|| format!("an entry of {map} is none of this layout: {bytes:02x?}"))

@@ -1,6 +1,4 @@
-//! What only the kernel knows: packets by reason, and how many flows there are.
-
-use std::time::Instant;
+//! What only the kernel knows: packets by reason.
 
 use anyhow::Result;
 use lb_common::abi::Reason;
@@ -8,14 +6,10 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 
 use crate::dataplane::{Figures, Pins};
 
-/// Flows are counted one by one, some 0.4 s for a full table: never for more than this part of the time.
-const SHARE_OF_TIME: u32 = 100;
-
 /// The pinned maps, read when somebody asks for metrics.
 pub(super) struct Kernel {
     pins: Pins,
     figures: Option<Figures>,
-    count_at: Instant,
 }
 
 /// Where the figures go.
@@ -39,7 +33,7 @@ impl Targets {
 
 impl Kernel {
     pub(super) fn new(pins: Pins) -> Self {
-        Self { pins, figures: None, count_at: Instant::now() }
+        Self { pins, figures: None }
     }
 
     /// Brings the metrics up to date.
@@ -51,13 +45,6 @@ impl Kernel {
         for (reason, packets) in figures.reasons()? {
             let counter = targets.packets(reason).with_label_values(&[reason.name()]);
             counter.inc_by(packets.saturating_sub(counter.get()));
-        }
-        let begun = Instant::now();
-        if begun >= self.count_at {
-            for flows in figures.flows()? {
-                targets.map(flows.name, flows.used, flows.size);
-            }
-            self.count_at = Instant::now() + begun.elapsed() * SHARE_OF_TIME;
         }
         Ok(())
     }

@@ -3,18 +3,19 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lb_common::Protocol;
 use lb_common::abi::Reason;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, exponential_buckets,
+    Counter, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, exponential_buckets,
 };
 use tracing::debug;
 
 use super::kernel::{Kernel, Targets};
 use super::{RestMetrics, family_name};
-use crate::dataplane::Pins;
+use crate::dataplane::{Cause, Pins, Tick};
 use crate::model::Family;
 
 const FAMILY: &str = "ip_family";
@@ -51,6 +52,11 @@ pub struct Metrics {
     pub api_errors: IntCounter,
     /// Syncs that the kernel refused.
     pub sync_failures: IntCounter,
+
+    collected: IntCounterVec,
+    restored: IntCounter,
+    flow_entries: IntGaugeVec,
+    collector_seconds: Counter,
 
     targets: Targets,
     kernel: Mutex<Kernel>,
@@ -181,6 +187,22 @@ impl Metrics {
             shortages: add.gauge("viaduct_shortages", "Services for which a map has no room.")?,
             api_errors: add.counter("viaduct_api_errors_total", "Failed lists and watches of the API server.")?,
             sync_failures: add.counter("viaduct_sync_failures_total", "Syncs that the kernel refused.")?,
+            collected: add.counters(
+                "viaduct_flows_collected_total",
+                "Flows that the collector has removed, by reason.",
+                &["reason"],
+            )?,
+            restored: add.counter(
+                "viaduct_flow_halves_restored_total",
+                "Entries for the replies of a flow that were evicted from a full table, and are back.",
+            )?,
+            flow_entries: add.gauges(
+                "viaduct_flow_entries",
+                "Entries of flows, which have two each, when the collector was through last.",
+                &[FAMILY, "protocol"],
+            )?,
+            collector_seconds: add
+                .add(Counter::new("viaduct_collector_seconds_total", "Processor time of the collector."))?,
             targets,
             kernel: Mutex::new(Kernel::new(pins)),
             families: families.iter().map(|&family| family_name(family)).collect(),
@@ -202,6 +224,14 @@ impl Metrics {
             for policy in ["internal", "external"] {
                 self.no_local_endpoints.with_label_values(&[policy, family]);
             }
+        }
+        for family in &self.families {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+                self.flow_entries.with_label_values(&[*family, protocol.name()]);
+            }
+        }
+        for cause in Cause::ALL {
+            self.collected.with_label_values(&[cause.name()]);
         }
         for counters in [&self.healthz, &self.livez] {
             for code in ["200", "503"] {
@@ -259,6 +289,23 @@ impl Metrics {
     /// How full a map is that the agent writes.
     pub fn map_usage(&self, map: &str, used: usize, size: u32) {
         self.targets.map(map, used, size);
+    }
+
+    /// What the collector has done, with the processor time that it has taken so far.
+    pub fn collected(&self, tick: &Tick, cpu_time: Duration) {
+        for (cause, flows) in &tick.collected {
+            self.collected.with_label_values(&[cause.name()]).inc_by(*flows);
+        }
+        self.restored.inc_by(tick.restored);
+        self.collector_seconds.inc_by((cpu_time.as_secs_f64() - self.collector_seconds.get()).max(0.0));
+        let Some(round) = &tick.round else { return };
+        for ((family, protocol), entries) in &round.flow_entries {
+            let gauge = self.flow_entries.with_label_values(&[family_name(*family), protocol.name()]);
+            gauge.set(i64::try_from(*entries).unwrap_or(i64::MAX));
+        }
+        for map in &round.maps {
+            self.targets.map(map.name, map.used, map.size);
+        }
     }
 
     /// A change of endpoints is in the maps, so long after it came to this agent.

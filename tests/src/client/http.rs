@@ -43,8 +43,12 @@ impl HttpConnection {
 
     /// Connects from the current namespace.
     pub fn connect(to: SocketAddr) -> Result<Self> {
-        let limit = scaled(EXCHANGE);
-        let stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
+        Self::over(TcpStream::connect_timeout(&to, scaled(EXCHANGE)).with_context(|| format!("connect to {to}"))?)
+    }
+
+    /// Goes on over a stream that is connected already.
+    pub fn over(stream: TcpStream) -> Result<Self> {
+        let (limit, to) = (scaled(EXCHANGE), stream.peer_addr()?);
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         stream.set_nodelay(true)?;

@@ -47,20 +47,49 @@ impl TcpFlags {
     pub const RST: Self = Self { syn: false, ack: false, fin: false, rst: true };
 }
 
-/// An Ethernet frame with a TCP segment.
+/// A TCP segment, but for its ports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Segment<'a> {
+    /// Its flags.
+    pub flags: TcpFlags,
+    /// The sequence number.
+    pub sequence: u32,
+    /// The acknowledgement number, which is 0 in the header without the flag.
+    pub acknowledgement: u32,
+    /// The window.
+    pub window: u16,
+    /// Options, a multiple of four bytes.
+    pub options: &'a [u8],
+    /// The data.
+    pub payload: &'a [u8],
+}
+
+/// An Ethernet frame with a TCP segment as most tests need it.
 ///
 /// # Panics
 ///
 /// When the addresses are of different families.
 #[must_use]
 pub fn tcp(from: SocketAddr, to: SocketAddr, flags: TcpFlags, payload: &[u8]) -> Vec<u8> {
-    let sequence = 1000;
-    let mut builder = network(from, to).tcp(from.port(), to.port(), sequence, 65_000);
+    let segment = Segment { flags, sequence: 1000, acknowledgement: 2000, window: 65_000, options: &[], payload };
+    tcp_segment(from, to, &segment)
+}
+
+/// An Ethernet frame with a TCP segment.
+///
+/// # Panics
+///
+/// When the addresses are of different families, or there are more options than a header has room for.
+#[must_use]
+pub fn tcp_segment(from: SocketAddr, to: SocketAddr, segment: &Segment<'_>) -> Vec<u8> {
+    let Segment { flags, sequence, acknowledgement, window, options, payload } = *segment;
+    let mut builder = network(from, to).tcp(from.port(), to.port(), sequence, window);
+    builder = builder.options_raw(options).expect("at most 40 bytes of options");
     if flags.syn {
         builder = builder.syn();
     }
     if flags.ack {
-        builder = builder.ack(2000);
+        builder = builder.ack(acknowledgement);
     }
     if flags.fin {
         builder = builder.fin();
@@ -84,6 +113,41 @@ pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut frame, payload).expect("a payload that fits into a packet");
     frame
+}
+
+/// An Ethernet frame with an SCTP packet of one chunk of this type.
+///
+/// # Panics
+///
+/// When the addresses are of different families.
+#[must_use]
+pub fn sctp(from: SocketAddr, to: SocketAddr, chunk: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + payload.len()).expect("a payload that fits into a packet");
+    let mut packet = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    // The verification tag, and room for the checksum.
+    packet.extend([1, 2, 3, 4, 0, 0, 0, 0, chunk, 0]);
+    packet.extend(length.to_be_bytes());
+    packet.extend(payload);
+    packet.resize(packet.len().next_multiple_of(4), 0);
+    let check = crc32c(&packet);
+    packet[8..12].copy_from_slice(&check.to_le_bytes());
+    let mut frame = Vec::new();
+    network(from, to)
+        .write(&mut frame, etherparse::IpNumber::SCTP, &packet)
+        .expect("a payload that fits into a packet");
+    frame
+}
+
+/// The checksum of SCTP (RFC 9260 appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), bit))
+}
+
+/// The frame on its way back: the Ethernet addresses swapped.
+#[must_use]
+pub fn back(frame: &[u8]) -> Vec<u8> {
+    [&frame[6..12], &frame[..6], &frame[12..]].concat()
 }
 
 fn network(from: SocketAddr, to: SocketAddr) -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {

@@ -51,7 +51,7 @@ pub fn fragments(frame: &[u8], identification: u32, size: usize) -> Vec<Vec<u8>>
 }
 
 /// The frame with extension headers behind its IPv6 header: the protocol number and the length in bytes (a multiple of 8)
-/// of each. Options are padding; routing headers have no segments left.
+/// of each. Options are of a kind that whoever does not know it skips; routing headers have no segments left.
 ///
 /// # Panics
 ///
@@ -69,8 +69,7 @@ pub fn extended(frame: &[u8], extensions: &[(u8, usize)]) -> Vec<u8> {
         match protocol {
             // Type 0, no segments left.
             ROUTING => extended.extend(vec![0; length - 2]),
-            // Padding by options of at most 257 bytes (RFC 8200, section 4.2).
-            _ => padding(&mut extended, length - 2),
+            _ => options(&mut extended, length - 2),
         }
     }
     header.next_header = extensions.first().map_or(transport, |(protocol, _)| *protocol).into();
@@ -80,12 +79,15 @@ pub fn extended(frame: &[u8], extensions: &[(u8, usize)]) -> Vec<u8> {
     [out, extended, payload.to_vec()].concat()
 }
 
-fn padding(out: &mut Vec<u8>, mut length: usize) {
+/// Not padding, of which Linux takes at most 7 bytes.
+fn options(out: &mut Vec<u8>, mut length: usize) {
     while length > 0 {
         let option = length.min(257);
         match option {
             1 => out.push(0),
-            _ => out.extend([1, u8::try_from(option - 2).expect("at most 255")].into_iter().chain(vec![0; option - 2])),
+            // A type for experiments (RFC 4727).
+            _ => out
+                .extend([0x1e, u8::try_from(option - 2).expect("at most 255")].into_iter().chain(vec![0; option - 2])),
         }
         length -= option;
     }

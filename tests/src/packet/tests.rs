@@ -33,6 +33,12 @@ fn built_packets_have_right_checksums() {
 }
 
 #[test]
+fn the_checksum_of_sctp_is_that_of_the_rfc() {
+    // RFC 3720 appendix B.4 has examples of CRC32c: 32 bytes of zeroes.
+    assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+}
+
+#[test]
 fn a_changed_byte_behind_the_ethernet_header_is_noticed() {
     for frame in frames() {
         // Beyond the addresses: changed lengths and versions are errors of another kind.

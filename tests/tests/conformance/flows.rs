@@ -1,5 +1,7 @@
 //! Section 9: what becomes of flows when their endpoint goes.
 
+use std::io::ErrorKind;
+
 use serde_json::{Value, json};
 use viaduct_tests::Protocol::Udp;
 use viaduct_tests::deadline::SYNC;
@@ -97,6 +99,8 @@ fn a_udp_flow_that_began_without_endpoints_recovers_when_one_is_ready() {
     cluster.leads_to("client1", DNS, Udp, &[]);
     let socket = udp_socket(cluster.client("client1"), DNS);
     socket.send(b"too early").unwrap();
+    socket.set_read_timeout(Some(SYNC)).unwrap();
+    assert_eq!(socket.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "nobody is there yet");
     cluster.apply(&endpoints(&cluster, 5353, &["far1"]));
     cluster.leads_to("client1", DNS, Udp, &["far1"]);
     assert_eq!(asked(&socket), "far1");

@@ -84,7 +84,7 @@ fn both_families_are_read_back_as_they_were_written_and_an_agent_that_starts_wri
 #[test]
 fn entries_that_programs_make_are_read_and_changed_in_both_families() {
     needs_root!();
-    let mut datapath = Datapath::new().unwrap();
+    let datapath = Datapath::new().unwrap();
     let [v4, v6] = [Address4::new(at("10.0.0.1:1").ip()).unwrap(), Address4::default()];
     let key =
         FragmentKey { source: v4, destination: v6, id: 7, protocol: Protocol::Udp, interface: InterfaceIndex::new(LO) };

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 
 use lb_common::Protocol;
-use viaduct_tests::datapath::Datapath;
+use lb_userspace::dataplane::{Handover, OBJECT, Settings};
+use lb_userspace::plan::ServicePortPlan;
+use viaduct_tests::datapath::{Datapath, MARK};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
-use super::{BACKENDS, CLIENT, VIP, at, backends, datapath, destination, passed};
+use super::{BACKENDS, CLIENT, VIP, at, backends, both, datapath, destination, nets, passed, serve, traffic};
 
 #[test]
 fn a_udp_flow_does_not_outlive_the_frontend_by_which_it_came() {
@@ -85,4 +87,63 @@ fn a_deleted_service_is_no_longer_translated_but_its_tcp_connections_go_on() {
     assert_eq!(datapath.from_pod(udp()).unwrap(), passed(udp(), 0));
     let next = datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::ACK, b"data")).unwrap();
     assert_eq!(destination(&next.frame), tcp);
+}
+
+#[test]
+fn a_backend_that_drains_keeps_its_flows_and_gets_no_more() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let frames = |client: SocketAddr| traffic(&net).into_iter().map(move |(_, vip, build)| build(client, vip));
+        let gone = net.backends[0];
+        let mut sent = Vec::new();
+        for port in 40_000..40_050 {
+            for frame in frames(net.client_at(port)) {
+                let backend = destination(&datapath.from_pod(frame.clone()).unwrap().frame);
+                sent.push((frame, backend));
+            }
+        }
+        for (name, protocol, vip) in [
+            ("web", Protocol::Tcp, net.vip),
+            ("dns", Protocol::Udp, net.vip),
+            ("signal", Protocol::Sctp, net.sctp_vip()),
+        ] {
+            let left = if protocol == Protocol::Sctp { 1..2 } else { 1..3 };
+            let linger = |port: &mut ServicePortPlan| port.lingering = vec![gone];
+            datapath.serve_with(name, protocol, vip, &net.backends[left], linger).unwrap();
+        }
+        let mut kept = 0;
+        for (frame, backend) in sent {
+            assert_eq!(destination(&datapath.from_pod(frame).unwrap().frame), backend);
+            kept += u32::from(backend == gone);
+        }
+        assert!(kept > 20, "{kept} packets went to the backend that drains: the test tests too little");
+        for port in 41_000..41_050 {
+            for frame in frames(net.client_at(port)) {
+                assert_ne!(destination(&datapath.from_pod(frame).unwrap().frame), gone);
+            }
+        }
+    }
+}
+
+#[test]
+fn while_another_proxy_hands_over_its_connections_are_left_to_it() {
+    needs_root!();
+    for handover in [Handover::FromKubeProxy, Handover::ToKubeProxy] {
+        let mut datapath = Datapath::with(OBJECT, Settings { handover, ..Datapath::settings() }).unwrap();
+        for net in nets() {
+            serve(&mut datapath, &net, &net.backends);
+            for (port, (case, vip, build)) in (40_000..).zip(traffic(&net)) {
+                let frame = build(net.client_at(port), vip);
+                let is_ours = handover == Handover::FromKubeProxy && case != "TCP in mid-stream, its flow lost";
+                let sent = datapath.from_pod(frame.clone()).unwrap();
+                assert_eq!(sent.frame != frame, is_ours, "{case}, {handover:?}");
+                assert_eq!(sent.mark, if is_ours { MARK } else { 0 }, "{case}, {handover:?}");
+            }
+            if handover == Handover::FromKubeProxy {
+                let data = packet::tcp(net.client, net.vip, TcpFlags::ACK, b"data");
+                assert_ne!(datapath.from_pod(data.clone()).unwrap().frame, data, "what it has opened goes on");
+            }
+        }
+    }
 }

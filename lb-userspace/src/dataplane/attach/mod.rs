@@ -4,6 +4,7 @@
 //! What is attached is told by pins, `links/<namespace>-<index>-<program>` or `filters/...`: an interface is known by its
 //! index and the inode of its network namespace, since an index alone means another interface elsewhere.
 
+pub mod cgroup;
 mod clsact;
 mod tcx;
 

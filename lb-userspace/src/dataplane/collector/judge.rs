@@ -1,0 +1,145 @@
+//! What becomes of an entry, decided without a kernel.
+
+use lb_common::abi::{Affinity, Flow, Fragment, Hook, IdleTimes};
+use lb_common::lifetime::is_expired;
+use lb_common::{Address, Family, Protocol, Tuple};
+
+/// An entry that was used more recently than this, nanoseconds, is left alone, and its other half is not looked for. So the
+/// entries of busy flows cost next to nothing, and no half is taken for a single one while a packet adds or replaces both.
+const FRESH: u64 = 10_000_000_000;
+
+/// How long the fragments of a packet may take to come, nanoseconds: half a minute as the kernel gives them for IPv4
+/// (`ipfrag_time`), one minute for IPv6 (RFC 8200, section 4.5).
+const FRAGMENTS_4: u64 = 30_000_000_000;
+const FRAGMENTS_6: u64 = 60_000_000_000;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// The rules at one moment.
+pub(super) struct Judge {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) now: u64,
+    pub(super) times: IdleTimes,
+    /// Whether the table of flows has room for entries that nobody waits for.
+    pub(super) has_room: bool,
+}
+
+/// Why a flow was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// Nothing was seen of it for too long.
+    Expired,
+    /// UDP whose backend is gone: its next datagram would select another one.
+    BackendGone,
+    /// One of its halves was evicted from a full table, or belongs to another flow by now.
+    Single,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Expired, Self::BackendGone, Self::Single];
+
+    /// The word that metrics show.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::BackendGone => "backend-gone",
+            Self::Single => "single",
+        }
+    }
+}
+
+/// What to do with a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict<A> {
+    Keep,
+    /// Remove what there is of it.
+    Remove(Cause),
+    /// Add the half that it lacks.
+    Restore(Flow<A>),
+}
+
+impl Judge {
+    /// Whether there may be anything to do about an entry.
+    pub(super) fn is_idle<A>(&self, entry: &Flow<A>) -> bool {
+        let times: [u64; 8] = zerocopy::transmute!(self.times);
+        self.age(entry.last_seen) > times.into_iter().fold(FRESH, u64::min)
+    }
+
+    /// About an idle entry. `at_other_key` is what the table has at `entry.to.swap()`, where its other half belongs;
+    /// `is_current` tells whether a backend, named by id and generation, still serves.
+    pub(super) fn flow<A: Address>(
+        &self,
+        key: &Tuple<A>,
+        entry: &Flow<A>,
+        at_other_key: Option<&Flow<A>>,
+        is_current: impl FnOnce(u32, u32) -> bool,
+    ) -> Verdict<A> {
+        let other = at_other_key.filter(|other| other.to == key.swap());
+        if other.is_some_and(|other| !self.is_idle(other)) {
+            return Verdict::Keep;
+        }
+        if self.has_expired(key.protocol, entry, other) {
+            return Verdict::Remove(Cause::Expired);
+        }
+        // Connections outlive their backend's place in the service, datagrams do not.
+        if key.protocol == Protocol::Udp
+            && entry.backend != Flow::<A>::NO_BACKEND
+            && !is_current(entry.backend, entry.generation)
+        {
+            return Verdict::Remove(Cause::BackendGone);
+        }
+        if other.is_some() {
+            return Verdict::Keep;
+        }
+        match mirror(key, entry) {
+            Some(mirror) if at_other_key.is_none() && self.has_room => Verdict::Restore(mirror),
+            _ => Verdict::Remove(Cause::Single),
+        }
+    }
+
+    fn has_expired<A>(&self, protocol: Protocol, entry: &Flow<A>, other: Option<&Flow<A>>) -> bool {
+        let expired = |flow, mirror| is_expired(protocol, flow, mirror, self.now, &self.times);
+        match other {
+            // Without the client's half nothing tells how far the flow has come. It is a single half then.
+            None => is_clients(entry) && expired(entry, None),
+            Some(other) if is_clients(entry) => expired(entry, Some(other)),
+            Some(other) => expired(other, Some(entry)),
+        }
+    }
+
+    /// Whether a client is with its backend no longer. The time-out is that of the service port, 0 for none.
+    pub(super) fn affinity(&self, entry: &Affinity, seconds: u32) -> bool {
+        self.age(entry.last_used) > u64::from(seconds) * SECOND
+    }
+
+    /// Whether no fragments are expected any more.
+    pub(super) fn fragment(&self, entry: &Fragment, family: Family) -> bool {
+        let limit = match family {
+            Family::V4 => FRAGMENTS_4,
+            Family::V6 => FRAGMENTS_6,
+        };
+        self.age(entry.seen) > limit
+    }
+
+    const fn age(&self, then: u64) -> u64 {
+        self.now.saturating_sub(then)
+    }
+}
+
+/// Whether it is the half for what the client sends.
+pub(super) const fn is_clients<A>(entry: &Flow<A>) -> bool {
+    matches!(entry.hook, Hook::FromPod | Hook::Hairpin)
+}
+
+/// The half for the replies, as the programs make it, but no younger than the client's. None when the entry is that half.
+fn mirror<A: Address>(key: &Tuple<A>, entry: &Flow<A>) -> Option<Flow<A>> {
+    let hook = match entry.hook {
+        Hook::FromPod => Hook::ToPod,
+        Hook::Hairpin => Hook::HairpinReply,
+        Hook::ToPod | Hook::HairpinReply => return None,
+    };
+    let to = key.swap();
+    Some(Flow { to, hook, fin: false, reset: false, established: false, packets: 0, bytes: 0, ..*entry })
+}
