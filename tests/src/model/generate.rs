@@ -60,7 +60,7 @@ impl Generator {
                 let id = self.rng.u32(..SERVICE_PORTS);
                 self.serve(id)
             }
-            8..14 => {
+            14..20 => {
                 Operation::Wait(self.pick(&[40, 60, 300, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000, 70_000]))
             }
             20..26 if self.evicts => self.evict(model),

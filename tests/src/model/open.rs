@@ -71,8 +71,10 @@ impl Model {
         }
         let key = AffinityKey { client: from.source.ip(), service_port };
         let stays = if affinity == 0 { None } else { self.stays_with(key, affinity, now) };
-        if stays.is_some() {
-            self.counts.note("client stays with its backend");
+        match (affinity, self.affinities.get(key), stays) {
+            (0, ..) | (_, None, _) => {}
+            (_, Some(_), Some(_)) => self.counts.note("client stays with its backend"),
+            (_, Some(_), None) => self.counts.note("client no longer stays with its backend"),
         }
         let choices = match stays {
             Some(id) => vec![Some(id)],
