@@ -89,7 +89,8 @@ fn run(options: &Options) -> Result<()> {
         coverage
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    println!("what happened:\n{coverage}");
+    print!("what happened:\n{coverage}");
+    println!("reasons that nothing was counted for: {}", fuzz::missing(&coverage).join(", "));
     println!(
         "{} packets without a difference in {seconds:.0} s, {:.0} a second",
         coverage.packets,
