@@ -2,7 +2,7 @@
 //!
 //! They have no entries of their own, so the replies of a flow with the same ports would be taken for theirs, or theirs for
 //! the flow's. Which of the two is dialled first decides how that is noticed: a flow is opened over a direct connection
-//! only if the pod has no such socket, and a SYN of a direct connection looks for the flow.
+//! only if the pod has no such socket, and a SYN or a datagram of a direct connection looks for the flow.
 
 use core::ffi::c_void;
 
@@ -78,8 +78,8 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     }
 }
 
-/// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the connection gets a
-/// flow of its own, under another source port: true, and `work.to` has it. A flow that is over makes room.
+/// A SYN or a datagram to what is no frontend. When the replies would be taken for those of a flow that is alive, the
+/// connection gets a flow of its own, under another source port: true, and `work.to` has it. A flow that is over makes room.
 #[inline(never)]
 pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
     work.key = work.packet.tuple.swap();
@@ -88,8 +88,12 @@ pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Rea
     let hook = unsafe { (*mirror).hook };
     work.now = now();
     work.to = work.packet.tuple;
-    if hook != Hook::ToPod || replies_are_free(work) || work.packet.tuple.protocol == Protocol::Sctp {
+    if hook != Hook::ToPod || replies_are_free(work) {
         return Ok(false);
+    }
+    if work.packet.tuple.protocol == Protocol::Sctp {
+        // Its ports cannot be changed.
+        return Err(Reason::ReplyTaken);
     }
     for attempt in 0..ATTEMPTS {
         work.to.source_port = spare(&work.packet.tuple, attempt);

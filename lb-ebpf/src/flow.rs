@@ -100,7 +100,8 @@ fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<
 /// A packet without flow to what is no frontend.
 #[inline(always)]
 fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
-    if work.packet.is_syn() && direct::dial(ctx, work)? {
+    let may_be_first = work.packet.is_syn() || work.packet.tuple.protocol == Protocol::Udp;
+    if may_be_first && direct::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
     }
     if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&work.packet.tuple.destination).is_some() {

@@ -46,7 +46,7 @@
 //! Without a network:
 //!
 //! - [`datapath`]: the kernel programs, loaded with maps of their own; single packets are run through them.
-//! - [`model`]: what the kernel programs should do, written plainly, and random packets through both.
+//! - [`model`]: what the kernel programs should do, written a second time, and random packets through both.
 //!
 //! When a test fails: [`report`] prints agents' logs, Viaduct's tables and the network, and keeps packet captures.
 //! [`deadline`] holds the time-outs, which `VIADUCT_TEST_SLOWDOWN` scales for emulated machines.

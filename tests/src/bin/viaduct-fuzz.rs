@@ -12,7 +12,8 @@ use clap::Parser;
 use lb_userspace::dataplane::OBJECT;
 use viaduct_tests::model::check::Check;
 use viaduct_tests::model::fuzz::{self, Coverage};
-use viaduct_tests::model::operation;
+use viaduct_tests::model::operation::{self, Operation};
+use viaduct_tests::model::programs::Outcome;
 
 /// Compare the kernel programs with their model, by random packets, service changes and time.
 #[derive(Parser)]
@@ -57,7 +58,7 @@ fn run(options: &Options) -> Result<()> {
     if let Some(path) = &options.case {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         fuzz::enter_namespace()?;
-        return fuzz::case(&mut Check::new(&object)?, &operation::parse(&text)?);
+        return fuzz::case(&mut Check::new(&object)?, &operation::parse(&text)?, tell);
     }
     let clock = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let seed = options.seed.unwrap_or_else(clock);
@@ -88,13 +89,22 @@ fn run(options: &Options) -> Result<()> {
         coverage
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    println!("what happened:\n{coverage}");
+    print!("what happened:\n{coverage}");
+    println!("reasons that nothing was counted for: {}", fuzz::missing(&coverage).join(", "));
     println!(
         "{} packets without a difference in {seconds:.0} s, {:.0} a second",
         coverage.packets,
         rate(coverage.packets, seconds)
     );
     Ok(())
+}
+
+fn tell(operation: &Operation, outcome: &Outcome) {
+    let Operation::Send(send) = operation else { return };
+    let (from, to) = (send.packet.from, send.packet.to);
+    let reason = outcome.reason.map_or_else(String::new, |reason| format!(", {}", reason.name()));
+    let what = outcome.headers().map_or_else(String::new, |(from, to)| format!(": {from} > {to}"));
+    println!("{:?} {}, {from} > {to}: {:?}{reason}{what}", send.program, send.interface, outcome.verdict);
 }
 
 /// Waits for all jobs, or for the first that fails.

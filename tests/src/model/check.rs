@@ -81,12 +81,24 @@ impl Check {
     /// Runs operations one by one up to the first that makes a difference: that one's index and the difference. Everything
     /// is compared after each.
     pub fn replay(&mut self, operations: &[Operation]) -> Option<(usize, Difference)> {
+        self.replay_and_tell(operations, |_, _| ())
+    }
+
+    /// The same; what became of each packet is told.
+    pub fn replay_and_tell(
+        &mut self,
+        operations: &[Operation],
+        mut tell: impl FnMut(&Operation, &Outcome),
+    ) -> Option<(usize, Difference)> {
         if let Err(error) = self.reset(&operation::settings(operations)) {
             return Some((0, error.into()));
         }
         operations.iter().enumerate().find_map(|(index, operation)| {
-            let difference = self.step(operation).and_then(|_| self.compare_all()).err()?;
-            Some((index, difference))
+            let result = self.step(operation).and_then(|outcome| {
+                outcome.iter().for_each(|outcome| tell(operation, outcome));
+                self.compare_all()
+            });
+            Some((index, result.err()?))
         })
     }
 

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::check::Check;
 use super::generate::{Generator, INTERFACES};
 use super::operation::{self, Operation};
-use super::programs::Verdict;
+use super::programs::{Outcome, Verdict};
 use super::shrink::shrink;
 use crate::command;
 
@@ -150,12 +150,12 @@ pub fn missing(coverage: &Coverage) -> Vec<&'static str> {
     Reason::ALL.iter().filter(is_missing).map(|reason| reason.name()).collect()
 }
 
-/// Runs a case.
+/// Runs a case; what became of each packet is told.
 ///
 /// # Errors
 /// At the first difference.
-pub fn case(check: &mut Check, operations: &[Operation]) -> Result<()> {
-    match check.replay(operations) {
+pub fn case(check: &mut Check, operations: &[Operation], tell: impl FnMut(&Operation, &Outcome)) -> Result<()> {
+    match check.replay_and_tell(operations, tell) {
         None => Ok(()),
         Some((index, difference)) => {
             bail!("operation {}, {}{difference}", index + 1, operation::print(&operations[index..=index]))

@@ -56,15 +56,15 @@ impl Generator {
             return operation;
         }
         match self.rng.u32(..1000) {
-            0..8 => {
+            0..14 => {
                 let id = self.rng.u32(..SERVICE_PORTS);
                 self.serve(id)
             }
-            8..14 => {
+            14..20 => {
                 Operation::Wait(self.pick(&[40, 60, 300, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000, 70_000]))
             }
-            14..20 if self.evicts => self.evict(model),
-            20 => Operation::Collect,
+            20..26 if self.evicts => self.evict(model),
+            26 => Operation::Collect,
             _ => Operation::Send(self.send(model)),
         }
     }

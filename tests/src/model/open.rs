@@ -71,8 +71,10 @@ impl Model {
         }
         let key = AffinityKey { client: from.source.ip(), service_port };
         let stays = if affinity == 0 { None } else { self.stays_with(key, affinity, now) };
-        if stays.is_some() {
-            self.counts.note("client stays with its backend");
+        match (affinity, self.affinities.get(key), stays) {
+            (0, ..) | (_, None, _) => {}
+            (_, Some(_), Some(_)) => self.counts.note("client stays with its backend"),
+            (_, Some(_), None) => self.counts.note("client no longer stays with its backend"),
         }
         let choices = match stays {
             Some(id) => vec![Some(id)],
@@ -104,18 +106,17 @@ impl Model {
         Ok(opened)
     }
 
-    /// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the connection
+    /// A SYN or a datagram to what is no frontend. When the replies would be taken for those of a flow that is alive, the connection
     /// gets a flow of its own, under another source port. A flow that is over makes room.
     pub(super) fn dial(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Opened>, Reason> {
         let from = packet.tuple;
         let Some(mirror) = self.flows.get(from.swap()) else { return Ok(None) };
         let owner = mirror.to.swap();
-        if mirror.hook != Hook::ToPod
-            || owner == from
-            || self.replies_are_free(from, from, now)
-            || from.protocol == Protocol::Sctp
-        {
+        if mirror.hook != Hook::ToPod || owner == from || self.replies_are_free(from, from, now) {
             return Ok(None);
+        }
+        if from.protocol == Protocol::Sctp {
+            return Err(Reason::ReplyTaken);
         }
         for attempt in 0..DIRECT_ATTEMPTS {
             let mut to = from;

@@ -125,6 +125,16 @@ pub struct Outcome {
     pub mark: u32,
 }
 
+impl Outcome {
+    /// Source and destination that the packet has now, with what is at the place of ports.
+    #[must_use]
+    pub fn headers(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let headers = Headers::of_frame(&self.frame, self.frame.get(12..14)? == wire::IPV4).ok()?;
+        let port = |at: usize| wire::word(&self.frame, headers.transport + at);
+        Some((SocketAddr::new(headers.source, port(0)), SocketAddr::new(headers.destination, port(2))))
+    }
+}
+
 /// A packet that may be for a service.
 #[derive(Debug)]
 pub struct Packet<'a> {
@@ -338,7 +348,7 @@ impl Model {
 
     /// A packet without a flow, to what is no frontend.
     fn not_served(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Outcome>, Reason> {
-        if packet.is_first()
+        if (packet.is_first() || packet.tuple.protocol == Protocol::Udp)
             && let Some(opened) = self.dial(packet, now)?
         {
             return Ok(Some(self.translated(packet, opened)));

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Service ports that there can be. Each family has its own.
 pub const SERVICE_PORTS: u32 = 32;
-/// Backends that each family can have.
-pub const BACKENDS: u32 = 256;
+/// Backends that each family can have: few, so that ids are given out again.
+pub const BACKENDS: u32 = 32;
 /// Slots that a service port owns.
 pub const SLOTS: u32 = 16;
 
