@@ -142,9 +142,9 @@ fn cleanup_removes_everything_and_says_what() {
     assert!(refused.contains("stop it first"), "{refused}");
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
-    assert_eq!(removed.matches("removed attached program ").count(), 4, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 21, "{removed}");
-    assert_eq!(removed.matches("removed program ").count(), 2, "{removed}");
+    assert_eq!(removed.matches("removed attached program ").count(), 12, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 23, "{removed}");
+    assert_eq!(removed.matches("removed program ").count(), 10, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(again, format!("nothing to remove in {}\n", node.bpffs().display()));
