@@ -2,7 +2,7 @@
 //!
 //! They have no entries of their own, so the replies of a flow with the same ports would be taken for theirs, or theirs for
 //! the flow's. Which of the two is dialled first decides how that is noticed: a flow is opened over a direct connection
-//! only if the pod has no such socket, and a SYN or a datagram of a direct connection looks for the flow.
+//! only if the pod has no such socket, and a SYN of a direct connection looks for the flow.
 
 use core::ffi::c_void;
 
@@ -78,7 +78,7 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     }
 }
 
-/// A SYN or a datagram to what is no frontend. When the replies would be taken for those of a flow that is alive, the
+/// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the
 /// connection gets a flow of its own, under another source port: true, and `work.to` has it. A flow that is over makes room.
 #[inline(never)]
 pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {

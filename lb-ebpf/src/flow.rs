@@ -100,8 +100,7 @@ fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<
 /// A packet without flow to what is no frontend.
 #[inline(always)]
 fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
-    let may_be_first = work.packet.is_syn() || work.packet.tuple.protocol == Protocol::Udp;
-    if may_be_first && direct::dial(ctx, work)? {
+    if work.packet.is_syn() && direct::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
     }
     if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&work.packet.tuple.destination).is_some() {
@@ -182,9 +181,8 @@ fn account<A: Ip>(ctx: &TcContext, packet: &Packet<A>, entry: *mut Flow<A>, now:
         if packet.is_fin() {
             (*entry).fin = true;
         }
-        if packet.is_reset() {
-            (*entry).reset = true;
-        }
+        // A later packet of the same direction proves that the receiver did not believe the RST (RFC 5961).
+        (*entry).reset = packet.is_reset();
         if !packet.is_syn() {
             (*entry).established = true;
         }

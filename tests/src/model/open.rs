@@ -106,7 +106,7 @@ impl Model {
         Ok(opened)
     }
 
-    /// A SYN or a datagram to what is no frontend. When the replies would be taken for those of a flow that is alive, the
+    /// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the
     /// connection gets a flow of its own, under another source port. A flow that is over makes room.
     pub(super) fn dial(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Opened>, Reason> {
         let from = packet.tuple;

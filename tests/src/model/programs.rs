@@ -348,7 +348,7 @@ impl Model {
 
     /// A packet without a flow, to what is no frontend.
     fn not_served(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Outcome>, Reason> {
-        if (packet.is_first() || packet.tuple.protocol == Protocol::Udp)
+        if packet.is_first()
             && let Some(opened) = self.dial(packet, now)?
         {
             return Ok(Some(self.translated(packet, opened)));
@@ -432,7 +432,7 @@ impl Model {
         flow.packets += 1;
         flow.bytes += packet.length();
         flow.fin |= packet.is_fin();
-        flow.reset |= packet.is_reset();
+        flow.reset = packet.is_reset();
         flow.established |= !packet.is_first();
     }
 }
