@@ -277,6 +277,18 @@ pub fn put_affinity<A: Maps>(key: &AffinityKey<A>, affinity: &Affinity) {
     let _ = A::affinities().insert(key, affinity, u64::from(BPF_ANY));
 }
 
+/// False when there is an entry already.
+#[inline(always)]
+pub fn add_affinity<A: Maps>(key: &AffinityKey<A>, affinity: &Affinity) -> bool {
+    A::affinities().insert(key, affinity, u64::from(BPF_NOEXIST)).is_ok()
+}
+
+#[inline(always)]
+pub fn remove_affinity<A: Maps>(key: &AffinityKey<A>) {
+    // Gone already is as good.
+    let _ = A::affinities().remove(key);
+}
+
 #[inline(always)]
 pub fn fragment<A: Maps>(key: &FragmentKey<A>) -> Option<Fragment> {
     count_lookup();

@@ -124,29 +124,42 @@ fn choose<A: Ip>(
         }
         let source_port = if is_spare { spare(&work.packet.tuple, attempt) } else { work.packet.tuple.source_port };
         if let Some(hook) = take(ctx, source_port, work) {
-            if affinity != 0 {
-                stay(service_port, work);
+            if affinity == 0 || stay(service_port, stays, work) {
+                return Ok(hook);
             }
-            return Ok(hook);
+            // Another CPU has given this client a backend since we looked.
+            let hook = if stays_with(service_port, affinity, work) { take(ctx, source_port, work) } else { Some(hook) };
+            return hook.ok_or(Reason::ReplyTaken);
         }
     }
     Err(Reason::ReplyTaken)
 }
 
+/// Whether the client stays with a backend, which `work.selected` is then. An entry that counts no more makes room.
 #[inline(always)]
 fn stays_with<A: Ip>(service_port: u32, seconds: u32, work: &mut Workspace<A>) -> bool {
     const SECOND: u64 = 1_000_000_000;
     work.client = AffinityKey { client: work.packet.tuple.source, service_port };
     let Some(found) = maps::affinity(&work.client) else { return false };
-    work.now.saturating_sub(found.last_used) < u64::from(seconds) * SECOND
-        && select_again(found.backend, found.generation, &mut work.selected)
+    let stays = work.now.saturating_sub(found.last_used) < u64::from(seconds) * SECOND
+        && select_again(found.backend, found.generation, &mut work.selected);
+    if !stays {
+        maps::remove_affinity(&work.client);
+    }
+    stays
 }
 
+/// Notes the backend of a client. False: the client had none, and has been given one meanwhile.
 #[inline(always)]
-fn stay<A: Ip>(service_port: u32, work: &mut Workspace<A>) {
+fn stay<A: Ip>(service_port: u32, stays: bool, work: &mut Workspace<A>) -> bool {
     let Selected { id: backend, generation, .. } = work.selected;
     work.client = AffinityKey { client: work.packet.tuple.source, service_port };
-    maps::put_affinity(&work.client, &Affinity { backend, generation, last_used: work.now });
+    let affinity = Affinity { backend, generation, last_used: work.now };
+    if stays {
+        maps::put_affinity(&work.client, &affinity);
+        return true;
+    }
+    maps::add_affinity(&work.client, &affinity)
 }
 
 /// Puts what a flow to `work.selected` under this source port makes of the client's packets into `work.to`. `None`: it could

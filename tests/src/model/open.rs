@@ -74,7 +74,10 @@ impl Model {
         match (affinity, self.affinities.get(key), stays) {
             (0, ..) | (_, None, _) => {}
             (_, Some(_), Some(_)) => self.counts.note("client stays with its backend"),
-            (_, Some(_), None) => self.counts.note("client no longer stays with its backend"),
+            (_, Some(_), None) => {
+                self.counts.note("client no longer stays with its backend");
+                self.affinities.remove(key);
+            }
         }
         let choices = match stays {
             Some(id) => vec![Some(id)],
