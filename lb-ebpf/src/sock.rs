@@ -24,7 +24,7 @@ use crate::{maps, settings};
 
 /// How many choices a UDP socket has for a backend that it does not know by another virtual address yet: by the address of
 /// the backend it could not be told which of the two has answered.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 16;
 
 /// What a program answers with: 0 makes the system call fail.
 const PROCEED: i32 = 1;

@@ -170,7 +170,7 @@ impl Cluster {
         for node in self.lab.nodes() {
             node.wait_for(&["backend", "list"], &format!("{service} has {expected:?}"), |list| {
                 let rows = list.as_array().unwrap().iter();
-                let rows = rows.filter(|row| row["service"] == service && row["state"] == "active");
+                let rows = rows.filter(|row| row["service"] == service && row["state"] != "removed");
                 rows.map(|row| row["backend"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>() == expected
             })
             .unwrap();
