@@ -9,7 +9,7 @@ static SEED: u64 = hash::DEFAULT_SEED;
 /// The bits of `skb->mark` that say "translated on this node"; none when 0.
 #[unsafe(no_mangle)]
 static MARK: u32 = 0;
-/// Which connections another proxy on this node serves, as [`handover`] says.
+/// Which connections another proxy on this node serves, as [`mod@handover`] says.
 #[unsafe(no_mangle)]
 static HANDOVER: u32 = handover::NONE;
 /// See [`lb_common::abi::options`].
