@@ -1,7 +1,19 @@
 //! How long a flow may be idle before its ports may serve another, and before its entries are collected.
 
 use crate::abi::{Flow, IdleTimes};
+use crate::addr::Family;
 use crate::tuple::Protocol;
+
+/// How long a receiver waits for the fragments of a packet, nanoseconds: half a minute as the kernel has it for IPv4
+/// (`ipfrag_time`; RFC 791 leaves it open), one minute for IPv6 (RFC 8200 section 4.5).
+#[inline(always)]
+#[must_use]
+pub const fn reassembly(family: Family) -> u64 {
+    match family {
+        Family::V4 => 30_000_000_000,
+        Family::V6 => 60_000_000_000,
+    }
+}
 
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,18 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// `None` for a protocol that services cannot have.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
     /// The name that the Service API uses.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -10,7 +10,7 @@ use lb_common::abi::{Flow, FrontendKey, Hook, Reason, Scope, handover, options};
 
 use crate::ip::Ip;
 use crate::maps::Workspace;
-use crate::open::{fill_mirror, open};
+use crate::open::open;
 use crate::packet::{Next, Packet, send_back, set_mark};
 use crate::reason::service_drop;
 use crate::rewrite::rewrite;
@@ -151,7 +151,7 @@ fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool
     }
     work.entry = *flow;
     work.entry.last_seen = now;
-    fill_mirror(&work.packet.tuple, flow.hook, &mut work.entry);
+    work.entry.make_mirror(&work.packet.tuple);
     maps::add_flow(&work.key, &work.entry)
 }
 

@@ -1,19 +1,14 @@
 //! Fragments: only the first one of a packet has its ports, which the others need.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::Family;
 use lb_common::abi::{Fragment, FragmentKey, Reason};
+use lb_common::lifetime::reassembly;
 use lb_common::tuple::Zero;
 
 use crate::flow::now;
 use crate::ip::Ip;
 use crate::packet::{Next, Packet, interface, send_round};
 use crate::{limit, maps};
-
-/// How long a receiver waits for the fragments of a packet, nanoseconds: RFC 791 leaves it open and Linux takes 30 s; RFC
-/// 8200 section 4.5 says 60 s.
-const REASSEMBLY_4: u64 = 30_000_000_000;
-const REASSEMBLY_6: u64 = 60_000_000_000;
 
 /// How often a fragment that overtook the first one of its packet is sent round.
 const ROUNDS: u32 = 16;
@@ -34,8 +29,7 @@ pub fn remember<A: Ip>(packet: &Packet<A>) {
 #[inline(never)]
 pub fn recall<A: Ip>(packet: &mut Packet<A>) -> bool {
     let Some(found) = maps::fragment(&key(packet)) else { return false };
-    let patience = if A::FAMILY == Family::V4 { REASSEMBLY_4 } else { REASSEMBLY_6 };
-    if now().saturating_sub(found.seen) > patience {
+    if now().saturating_sub(found.seen) > reassembly(A::FAMILY) {
         return false;
     }
     packet.tuple.source_port = found.source_port;

@@ -56,12 +56,7 @@ fn error<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Result<Next
     if A::quoted(ctx, inner_at, &mut work.network).is_none() {
         return Ok(Next::Pass);
     }
-    let protocol = match work.network.protocol {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        132 => Protocol::Sctp,
-        _ => return Ok(Next::Pass),
-    };
+    let Some(protocol) = Protocol::from_number(work.network.protocol) else { return Ok(Next::Pass) };
     if work.network.part == Part::Later || work.network.source != work.packet.tuple.destination {
         return Ok(Next::Pass);
     }

@@ -1,7 +1,7 @@
 //! Opening a flow: which backend, under which ports, and the two entries for it.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Affinity, AffinityKey, Flow, Hook, Reason, SlotRange, service_port_flags};
+use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, service_port_flags};
 use lb_common::{Protocol, Tuple, hash};
 
 use crate::flow::now;
@@ -9,8 +9,8 @@ use crate::ip::Ip;
 use crate::maps::Workspace;
 use crate::packet::{self, Packet};
 use crate::reason::add_one;
-use crate::select::{Selected, select, select_again};
-use crate::{direct, lifetime, maps, settings};
+use crate::select::select;
+use crate::{affinity, direct, lifetime, maps, settings};
 
 /// How many choices a new flow has, before it is given another source port than the client's, and how many of those.
 const ATTEMPTS: u32 = 6;
@@ -52,7 +52,7 @@ pub fn add<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<(), Reason
     let hook = work.entry.hook;
     work.key = work.to.swap();
     work.entry.last_seen = work.now;
-    fill_mirror(&work.packet.tuple, hook, &mut work.entry);
+    work.entry.make_mirror(&work.packet.tuple);
     add_mirror(&work.key, &work.entry)?;
 
     work.entry.to = work.to;
@@ -67,18 +67,6 @@ pub fn add<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<(), Reason
         return Err(Reason::FlowTable);
     }
     Ok(())
-}
-
-/// Makes an entry of a flow that for its replies, of which none was seen yet.
-#[inline(always)]
-pub fn fill_mirror<A: Ip>(from: &Tuple<A>, hook: Hook, entry: &mut Flow<A>) {
-    entry.to = from.swap();
-    entry.hook = if hook == Hook::Hairpin { Hook::HairpinReply } else { Hook::ToPod };
-    entry.fin = false;
-    entry.reset = false;
-    entry.established = false;
-    entry.packets = 0;
-    entry.bytes = 0;
 }
 
 /// Adds the entry for the replies, over what is left of an earlier one of the same flow.
@@ -109,57 +97,31 @@ fn choose<A: Ip>(
 ) -> Result<Hook, Reason> {
     work.now = now();
     work.namespace = direct::namespace_of(packet::interface(ctx));
-    let stays = affinity != 0 && stays_with(service_port, affinity, work);
-    for attempt in 0..ATTEMPTS + SPARE_ATTEMPTS {
+    work.client = AffinityKey { client: work.packet.tuple.source, service_port };
+    let stays = affinity != 0 && affinity::stays(&work.client, affinity, work.now, &mut work.selected);
+    // There is one choice for a client that stays. All spare ports are for the first choice.
+    for attempt in if stays { ATTEMPTS - 1 } else { 0 }..ATTEMPTS + SPARE_ATTEMPTS {
         let is_spare = attempt >= ATTEMPTS;
-        if stays {
-            if attempt != 0 && !is_spare {
-                continue;
-            }
-        } else if !is_spare || attempt == ATTEMPTS {
-            let choice = if is_spare { 0 } else { attempt };
-            if !select(&work.packet.tuple, slots, choice, &mut work.selected) {
-                return Err(Reason::BadSlot);
-            }
+        if !stays
+            && attempt <= ATTEMPTS
+            && !select(&work.packet.tuple, slots, attempt % ATTEMPTS, &mut work.selected)
+        {
+            return Err(Reason::BadSlot);
         }
         let source_port = if is_spare { spare(&work.packet.tuple, attempt) } else { work.packet.tuple.source_port };
         if let Some(hook) = take(ctx, source_port, work) {
-            if affinity == 0 || stay(service_port, stays, work) {
+            if affinity == 0 || affinity::keep(&work.client, &work.selected, stays, work.now) {
                 return Ok(hook);
             }
             // Another CPU has given this client a backend since we looked.
-            let hook = if stays_with(service_port, affinity, work) { take(ctx, source_port, work) } else { Some(hook) };
-            return hook.ok_or(Reason::ReplyTaken);
+            return if affinity::stays(&work.client, affinity, work.now, &mut work.selected) {
+                take(ctx, source_port, work).ok_or(Reason::ReplyTaken)
+            } else {
+                Ok(hook)
+            };
         }
     }
     Err(Reason::ReplyTaken)
-}
-
-/// Whether the client stays with a backend, which `work.selected` is then. An entry that counts no more makes room.
-#[inline(always)]
-fn stays_with<A: Ip>(service_port: u32, seconds: u32, work: &mut Workspace<A>) -> bool {
-    const SECOND: u64 = 1_000_000_000;
-    work.client = AffinityKey { client: work.packet.tuple.source, service_port };
-    let Some(found) = maps::affinity(&work.client) else { return false };
-    let stays = work.now.saturating_sub(found.last_used) < u64::from(seconds) * SECOND
-        && select_again(found.backend, found.generation, &mut work.selected);
-    if !stays {
-        maps::remove_affinity(&work.client);
-    }
-    stays
-}
-
-/// Notes the backend of a client. False: the client had none, and has been given one meanwhile.
-#[inline(always)]
-fn stay<A: Ip>(service_port: u32, stays: bool, work: &mut Workspace<A>) -> bool {
-    let Selected { id: backend, generation, .. } = work.selected;
-    work.client = AffinityKey { client: work.packet.tuple.source, service_port };
-    let affinity = Affinity { backend, generation, last_used: work.now };
-    if stays {
-        maps::put_affinity(&work.client, &affinity);
-        return true;
-    }
-    maps::add_affinity(&work.client, &affinity)
 }
 
 /// Puts what a flow to `work.selected` under this source port makes of the client's packets into `work.to`. `None`: it could
@@ -194,8 +156,8 @@ pub fn spare<A: Ip>(from: &Tuple<A>, attempt: u32) -> u16 {
     FIRST_SPARE_PORT + (number & 0xffff) as u16
 }
 
-/// Whether no other flow that is alive owns the replies of `work.packet.tuple -> work.to`: one client port, two frontends, one backend.
-/// The entries of one that is over make room.
+/// Whether no other flow that is alive owns the replies of `work.packet.tuple -> work.to`: one client port, two frontends,
+/// one backend. The entries of one that is over make room.
 #[inline(always)]
 pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();

@@ -151,12 +151,10 @@ impl<A: Ip> Packet<A> {
             Ok(true) => {}
             other => return Some(other),
         }
-        let (content, protocol) = match network.protocol {
-            6 => (Content::Transport, Protocol::Tcp),
-            17 => (Content::Transport, Protocol::Udp),
-            132 => (Content::Transport, Protocol::Sctp),
-            icmp if icmp == A::ICMP => (Content::Icmp, Protocol::Udp),
-            _ => return Some(Ok(false)),
+        let (content, protocol) = match Protocol::from_number(network.protocol) {
+            Some(protocol) => (Content::Transport, protocol),
+            None if network.protocol == A::ICMP => (Content::Icmp, Protocol::Udp),
+            None => return Some(Ok(false)),
         };
         self.tuple.source = network.source;
         self.tuple.destination = network.destination;

@@ -25,10 +25,10 @@ pub fn select<A: Ip>(tuple: &Tuple<A>, slots: SlotRange, attempt: u32, selected:
 }
 
 /// Puts the backend with this id into `selected`. False: it is no longer the one of this generation, or gets no new
-/// connections.
+/// connections; `selected` is what it was then.
 #[inline(always)]
 pub fn select_again<A: Ip>(id: u32, generation: u32, selected: &mut Selected<A>) -> bool {
-    read(id, selected) == Some(BackendState::Active as u32) && selected.generation == generation
+    word::<A>(id) == Some(Backend::<A>::word(generation, BackendState::Active)) && read(id, selected).is_some()
 }
 
 /// The state of a backend.
@@ -50,9 +50,16 @@ fn read<A: Ip>(id: u32, selected: &mut Selected<A>) -> Option<u32> {
 /// Whether the backend that a flow chose is still the same one, and may keep its flows.
 #[inline(always)]
 pub fn is_current<A: Ip>(id: u32, generation: u32) -> bool {
-    let Some(backend) = maps::backend::<A>(id) else { return false };
-    // SAFETY: as above; generation and state are stored together, so that one load sees them together.
-    let word = unsafe { backend.cast::<u64>().read_volatile() };
-    word == Backend::<A>::word(generation, BackendState::Active)
-        || word == Backend::<A>::word(generation, BackendState::Draining)
+    word::<A>(id).is_some_and(|word| {
+        word == Backend::<A>::word(generation, BackendState::Active)
+            || word == Backend::<A>::word(generation, BackendState::Draining)
+    })
+}
+
+/// Generation and state of a backend, which are stored together, so that one load sees them together.
+#[inline(always)]
+fn word<A: Ip>(id: u32) -> Option<u64> {
+    let backend = maps::backend::<A>(id)?;
+    // SAFETY: an array entry, valid for the run of the program.
+    Some(unsafe { backend.cast::<u64>().read_volatile() })
 }

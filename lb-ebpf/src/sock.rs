@@ -8,7 +8,7 @@ mod call;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use lb_common::abi::{
-    Affinity, AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options,
+    AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options,
     service_port_flags,
 };
 use lb_common::tuple::Zero;
@@ -19,8 +19,8 @@ use crate::flow::now;
 use crate::ip::Ip;
 use crate::open::count_connection;
 use crate::reason::{self, service_drop};
-use crate::select::{Selected, is_current, select, select_again};
-use crate::{maps, settings};
+use crate::select::{Selected, is_current, select};
+use crate::{affinity, maps, settings};
 
 /// How many choices a UDP socket has for a backend that it does not know by another virtual address yet: by the address of
 /// the backend it could not be told which of the two has answered.
@@ -164,26 +164,17 @@ fn choose<P: Place>(
     }
     let key = AffinityKey { client: call.client(), service_port };
     let mut selected = Selected { id: 0, generation: 0, address: P::Address::default(), port: 0 };
-    let found = (affinity != 0 && stays(&key, affinity, &mut selected))
-        || select_unknown(call, dialled, slots, choice, &mut selected);
-    if !found {
+    let now = now();
+    let stays = affinity != 0 && affinity::stays(&key, affinity, now, &mut selected);
+    if !stays && !select_unknown(call, dialled, slots, choice, &mut selected) {
         return Err(service_drop(service_port, Reason::BadSlot));
     }
-    if affinity != 0 {
-        let Selected { id: backend, generation, .. } = selected;
-        maps::put_affinity(&key, &Affinity { backend, generation, last_used: now() });
+    if affinity != 0 && !affinity::keep(&key, &selected, stays, now) {
+        // Another process has come to a backend since we looked; if that counts no more, ours does as well.
+        affinity::stays(&key, affinity, now, &mut selected);
     }
     count_connection::<P::Address>(service_port, selected.id);
     Ok(selected)
-}
-
-/// Whether a client stays with a backend.
-#[inline(always)]
-fn stays<A: Ip>(key: &AffinityKey<A>, seconds: u32, selected: &mut Selected<A>) -> bool {
-    const SECOND: u64 = 1_000_000_000;
-    let Some(found) = maps::affinity(key) else { return false };
-    now().saturating_sub(found.last_used) < u64::from(seconds) * SECOND
-        && select_again(found.backend, found.generation, selected)
 }
 
 /// Selects the first of some choices that the socket does not know by another virtual address. False: the slots contradict

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
-use crate::addr::{Address4, Address6};
+use crate::addr::{Address, Address4, Address6};
 use crate::plain::plain;
 use crate::tuple::{InterfaceIndex, Protocol, Tuple, Zero};
 
@@ -57,9 +57,21 @@ pub type Flow6 = Flow<Address6>;
 plain!(Flow4, 56);
 plain!(Flow6, 80);
 
-impl<A> Flow<A> {
+impl<A: Address> Flow<A> {
     /// In [`Flow::backend`]: none.
     pub const NO_BACKEND: u32 = u32::MAX;
+
+    /// Turns the client's half of the flow that begins with `from` into the half for its replies, of which none was seen yet.
+    #[inline(always)]
+    pub const fn make_mirror(&mut self, from: &Tuple<A>) {
+        self.to = from.swap();
+        self.hook = if let Hook::Hairpin = self.hook { Hook::HairpinReply } else { Hook::ToPod };
+        self.fin = false;
+        self.reset = false;
+        self.established = false;
+        self.packets = 0;
+        self.bytes = 0;
+    }
 }
 
 /// Key of `AFFINITY_4` and `AFFINITY_6`.

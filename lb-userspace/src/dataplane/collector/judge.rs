@@ -1,17 +1,12 @@
 //! What becomes of an entry, decided without a kernel.
 
 use lb_common::abi::{Affinity, Flow, Fragment, Hook, IdleTimes};
-use lb_common::lifetime::is_expired;
+use lb_common::lifetime::{is_expired, reassembly};
 use lb_common::{Address, Family, Protocol, Tuple};
 
 /// An entry that was used more recently than this, nanoseconds, is left alone, and its other half is not looked for. So the
 /// entries of busy flows cost next to nothing, and no half is taken for a single one while a packet adds or replaces both.
 const FRESH: u64 = 10_000_000_000;
-
-/// How long the fragments of a packet may take to come, nanoseconds: half a minute as the kernel gives them for IPv4
-/// (`ipfrag_time`), one minute for IPv6 (RFC 8200, section 4.5).
-const FRAGMENTS_4: u64 = 30_000_000_000;
-const FRAGMENTS_6: u64 = 60_000_000_000;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -93,10 +88,13 @@ impl Judge {
         if other.is_some() {
             return Verdict::Keep;
         }
-        match mirror(key, entry) {
-            Some(mirror) if at_other_key.is_none() && self.has_room => Verdict::Restore(mirror),
-            _ => Verdict::Remove(Cause::Single),
+        if !is_clients(entry) || at_other_key.is_some() || !self.has_room {
+            return Verdict::Remove(Cause::Single);
         }
+        // No younger than the client's half.
+        let mut mirror = *entry;
+        mirror.make_mirror(key);
+        Verdict::Restore(mirror)
     }
 
     fn has_expired<A>(&self, protocol: Protocol, entry: &Flow<A>, other: Option<&Flow<A>>) -> bool {
@@ -116,11 +114,7 @@ impl Judge {
 
     /// Whether no fragments are expected any more.
     pub(super) fn fragment(&self, entry: &Fragment, family: Family) -> bool {
-        let limit = match family {
-            Family::V4 => FRAGMENTS_4,
-            Family::V6 => FRAGMENTS_6,
-        };
-        self.age(entry.seen) > limit
+        self.age(entry.seen) > reassembly(family)
     }
 
     const fn age(&self, then: u64) -> u64 {
@@ -131,15 +125,4 @@ impl Judge {
 /// Whether it is the half for what the client sends.
 pub(super) const fn is_clients<A>(entry: &Flow<A>) -> bool {
     matches!(entry.hook, Hook::FromPod | Hook::Hairpin)
-}
-
-/// The half for the replies, as the programs make it, but no younger than the client's. None when the entry is that half.
-fn mirror<A: Address>(key: &Tuple<A>, entry: &Flow<A>) -> Option<Flow<A>> {
-    let hook = match entry.hook {
-        Hook::FromPod => Hook::ToPod,
-        Hook::Hairpin => Hook::HairpinReply,
-        Hook::ToPod | Hook::HairpinReply => return None,
-    };
-    let to = key.swap();
-    Some(Flow { to, hook, fin: false, reset: false, established: false, packets: 0, bytes: 0, ..*entry })
 }
