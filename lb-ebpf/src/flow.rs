@@ -14,7 +14,7 @@ use crate::open::{fill_mirror, open};
 use crate::packet::{Next, Packet, send_back, set_mark};
 use crate::reason::service_drop;
 use crate::rewrite::rewrite;
-use crate::select::is_current;
+use crate::select::{is_active, is_current};
 use crate::{direct, maps, refuse, settings};
 
 /// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror. A table of the
@@ -120,6 +120,10 @@ fn may_go_on<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
         }
         if flow.fin || flow.reset || has_mirror_ended(work) {
             return false;
+        }
+        if flow.established {
+            // Another connection under the same ports: a backend that drains gets none.
+            return flow.backend == Flow::<A>::NO_BACKEND || is_active::<A>(flow.backend, flow.generation);
         }
     }
     flow.backend == Flow::<A>::NO_BACKEND || is_current::<A>(flow.backend, flow.generation)

@@ -192,10 +192,13 @@ pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
     if work.owner == work.packet.tuple {
         return true;
     }
-    if !lifetime::is_over(&work.owner, present, work.now) {
+    if !lifetime::is_over(&work.owner, &work.to, present, work.now) {
         return false;
     }
-    maps::remove_flow(&work.owner);
+    // SAFETY: a map value, valid for the run of the program.
+    if maps::flow(&work.owner).is_some_and(|flow| unsafe { (*flow).to } == work.to) {
+        maps::remove_flow(&work.owner);
+    }
     maps::remove_flow(&work.key);
     true
 }

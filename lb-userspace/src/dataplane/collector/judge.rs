@@ -93,8 +93,8 @@ impl Judge {
         if other.is_some() {
             return Verdict::Keep;
         }
-        match mirror(key, entry) {
-            Some(mirror) if at_other_key.is_none() && self.has_room => Verdict::Restore(mirror),
+        match other_half(key, entry) {
+            Some(half) if at_other_key.is_none() && self.has_room => Verdict::Restore(half),
             _ => Verdict::Remove(Cause::Single),
         }
     }
@@ -133,13 +133,17 @@ pub(super) const fn is_clients<A>(entry: &Flow<A>) -> bool {
     matches!(entry.hook, Hook::FromPod | Hook::Hairpin)
 }
 
-/// The half for the replies, as the programs make it, but no younger than the client's. None when the entry is that half.
-fn mirror<A: Address>(key: &Tuple<A>, entry: &Flow<A>) -> Option<Flow<A>> {
-    let hook = match entry.hook {
-        Hook::FromPod => Hook::ToPod,
-        Hook::Hairpin => Hook::HairpinReply,
-        Hook::ToPod | Hook::HairpinReply => return None,
+/// The half that a flow lacks, as the programs make it, but no younger than the one that there is. `None`: what is left has
+/// begun to end, or is of a flow without an answer, and nobody waits for it.
+fn other_half<A: Address>(key: &Tuple<A>, entry: &Flow<A>) -> Option<Flow<A>> {
+    let (hook, established) = match entry.hook {
+        Hook::FromPod => (Hook::ToPod, false),
+        Hook::Hairpin => (Hook::HairpinReply, false),
+        _ if entry.fin || entry.reset || entry.packets == 0 => return None,
+        // The backend has answered, and goes on: so has the client.
+        Hook::ToPod => (Hook::FromPod, true),
+        Hook::HairpinReply => (Hook::Hairpin, true),
     };
     let to = key.swap();
-    Some(Flow { to, hook, fin: false, reset: false, established: false, packets: 0, bytes: 0, ..*entry })
+    Some(Flow { to, hook, fin: false, reset: false, established, packets: 0, bytes: 0, ..*entry })
 }
