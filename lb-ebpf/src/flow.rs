@@ -103,7 +103,7 @@ fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
     if work.packet.is_syn() && direct::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
     }
-    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&work.packet.tuple.destination).is_some() {
+    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::is_cluster_ip(&work.packet.tuple.destination) {
         return refuse::refuse(ctx, &work.packet);
     }
     Ok(Next::Pass)

@@ -227,6 +227,12 @@ pub fn vip<A: Maps>(address: &A) -> Option<Vip> {
     unsafe { A::vips().get(address).copied() }
 }
 
+/// Whether an address is one that no machine has.
+#[inline(always)]
+pub fn is_cluster_ip<A: Maps>(address: &A) -> bool {
+    vip(address).is_some_and(|vip| vip.flags & vip_flags::CLUSTER_IP != 0)
+}
+
 /// The slots of a service port, start and length read together.
 #[inline(always)]
 pub fn slots_of(service_port: u32) -> SlotRange {

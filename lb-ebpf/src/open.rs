@@ -26,7 +26,7 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
     if work.packet.tuple.source == work.packet.tuple.destination {
         return Err(Reason::Land);
     }
-    if maps::vip(&work.packet.tuple.source).is_some() {
+    if maps::is_cluster_ip(&work.packet.tuple.source) {
         return Err(Reason::VipSource);
     }
     let (affinity, flags) = maps::policy_of(service_port);

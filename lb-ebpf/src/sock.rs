@@ -134,7 +134,7 @@ fn service_port<A: Ip>(dialled: &Peer<A>) -> Result<Option<u32>, Reason> {
     if let Some(frontend) = maps::frontend(&key) {
         return Ok(Some(frontend.service_port));
     }
-    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&dialled.address).is_some() {
+    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::is_cluster_ip(&dialled.address) {
         return Err(Reason::Refused);
     }
     Ok(None)
