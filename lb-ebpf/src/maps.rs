@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, PodInterface,
-    Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket, Vip,
+    Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket, Vip, vip_flags,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
