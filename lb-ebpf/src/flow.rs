@@ -14,7 +14,7 @@ use crate::open::open;
 use crate::packet::{Next, Packet, send_back, set_mark};
 use crate::reason::service_drop;
 use crate::rewrite::rewrite;
-use crate::select::is_current;
+use crate::select::{is_active, is_current};
 use crate::{direct, maps, refuse, settings};
 
 /// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror. A table of the
@@ -103,7 +103,7 @@ fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
     if work.packet.is_syn() && direct::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
     }
-    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&work.packet.tuple.destination).is_some() {
+    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::is_cluster_ip(&work.packet.tuple.destination) {
         return refuse::refuse(ctx, &work.packet);
     }
     Ok(Next::Pass)
@@ -120,6 +120,10 @@ fn may_go_on<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
         }
         if flow.fin || flow.reset || has_mirror_ended(work) {
             return false;
+        }
+        if flow.established {
+            // Another connection under the same ports: a backend that drains gets none.
+            return flow.backend == Flow::<A>::NO_BACKEND || is_active::<A>(flow.backend, flow.generation);
         }
     }
     flow.backend == Flow::<A>::NO_BACKEND || is_current::<A>(flow.backend, flow.generation)
@@ -151,7 +155,7 @@ fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool
     }
     work.entry = *flow;
     work.entry.last_seen = now;
-    work.entry.make_mirror(&work.packet.tuple);
+    work.entry.make_other_half(&work.packet.tuple);
     maps::add_flow(&work.key, &work.entry)
 }
 

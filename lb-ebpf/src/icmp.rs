@@ -161,14 +161,15 @@ fn change_check<A: Ip>(ctx: &TcContext, packet: &Packet<A>, changed: Difference)
     Some(())
 }
 
-/// Answers a ping of a virtual address that has a backend.
+/// Answers a ping of a cluster IP that has a backend.
 #[inline(always)]
 fn echo<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason> {
     let Some(vip) = maps::vip(&packet.tuple.destination) else { return Ok(Next::Pass) };
     if packet.tuple.source == packet.tuple.destination {
         return Err(Reason::Land);
     }
-    if vip.flags & vip_flags::HAS_BACKEND == 0 {
+    const ANSWERS: u32 = vip_flags::HAS_BACKEND | vip_flags::CLUSTER_IP;
+    if vip.flags & ANSWERS != ANSWERS {
         return Ok(Next::Pass);
     }
     let header = ptr_at::<IcmpHeader>(ctx, packet.l4()).ok_or(Reason::Rewrite)?;

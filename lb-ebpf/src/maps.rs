@@ -9,6 +9,7 @@ use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, PodInterface,
     Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket, Vip,
+    vip_flags,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -225,6 +226,12 @@ pub fn vip<A: Maps>(address: &A) -> Option<Vip> {
     count_lookup();
     // SAFETY: copied at once.
     unsafe { A::vips().get(address).copied() }
+}
+
+/// Whether an address is one that no machine has.
+#[inline(always)]
+pub fn is_cluster_ip<A: Maps>(address: &A) -> bool {
+    vip(address).is_some_and(|vip| vip.flags & vip_flags::CLUSTER_IP != 0)
 }
 
 /// The slots of a service port, start and length read together.

@@ -26,7 +26,7 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
     if work.packet.tuple.source == work.packet.tuple.destination {
         return Err(Reason::Land);
     }
-    if maps::vip(&work.packet.tuple.source).is_some() {
+    if maps::is_cluster_ip(&work.packet.tuple.source) {
         return Err(Reason::VipSource);
     }
     let (affinity, flags) = maps::policy_of(service_port);
@@ -52,7 +52,7 @@ pub fn add<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<(), Reason
     let hook = work.entry.hook;
     work.key = work.to.swap();
     work.entry.last_seen = work.now;
-    work.entry.make_mirror(&work.packet.tuple);
+    work.entry.make_other_half(&work.packet.tuple);
     add_mirror(&work.key, &work.entry)?;
 
     work.entry.to = work.to;
@@ -102,10 +102,7 @@ fn choose<A: Ip>(
     // There is one choice for a client that stays. All spare ports are for the first choice.
     for attempt in if stays { ATTEMPTS - 1 } else { 0 }..ATTEMPTS + SPARE_ATTEMPTS {
         let is_spare = attempt >= ATTEMPTS;
-        if !stays
-            && attempt <= ATTEMPTS
-            && !select(&work.packet.tuple, slots, attempt % ATTEMPTS, &mut work.selected)
-        {
+        if !stays && attempt <= ATTEMPTS && !select(&work.packet.tuple, slots, attempt % ATTEMPTS, &mut work.selected) {
             return Err(Reason::BadSlot);
         }
         let source_port = if is_spare { spare(&work.packet.tuple, attempt) } else { work.packet.tuple.source_port };
@@ -167,10 +164,13 @@ pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
     if work.owner == work.packet.tuple {
         return true;
     }
-    if !lifetime::is_over(&work.owner, present, work.now) {
+    if !lifetime::is_over(&work.owner, &work.to, present, work.now) {
         return false;
     }
-    maps::remove_flow(&work.owner);
+    // SAFETY: a map value, valid for the run of the program.
+    if maps::flow(&work.owner).is_some_and(|flow| unsafe { (*flow).to } == work.to) {
+        maps::remove_flow(&work.owner);
+    }
     maps::remove_flow(&work.key);
     true
 }

@@ -8,8 +8,7 @@ mod call;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use lb_common::abi::{
-    AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options,
-    service_port_flags,
+    AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options, service_port_flags,
 };
 use lb_common::tuple::Zero;
 
@@ -134,7 +133,7 @@ fn service_port<A: Ip>(dialled: &Peer<A>) -> Result<Option<u32>, Reason> {
     if let Some(frontend) = maps::frontend(&key) {
         return Ok(Some(frontend.service_port));
     }
-    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::vip(&dialled.address).is_some() {
+    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::is_cluster_ip(&dialled.address) {
         return Err(Reason::Refused);
     }
     Ok(None)

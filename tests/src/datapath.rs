@@ -150,7 +150,9 @@ impl Datapath {
         let frontend = Frontend { address: frontend.ip(), port: frontend.port(), protocol, scope: Scope::Cluster };
         let mut backends: Vec<_> = backends.iter().map(|&address| Backend { address, terminating: false }).collect();
         backends.sort_unstable();
-        let mut port = ServicePortPlan { frontends: [frontend].into(), backends, ..ServicePortPlan::default() };
+        let cluster_ip = Some(frontend.address);
+        let mut port =
+            ServicePortPlan { frontends: [frontend].into(), cluster_ip, backends, ..ServicePortPlan::default() };
         change(&mut port);
         self.plan.service_ports.insert(key, port);
         self.publish()

@@ -61,14 +61,19 @@ impl<A: Address> Flow<A> {
     /// In [`Flow::backend`]: none.
     pub const NO_BACKEND: u32 = u32::MAX;
 
-    /// Turns the client's half of the flow that begins with `from` into the half for its replies, of which none was seen yet.
+    /// Turns a half of a flow into the other one, which has seen no packet yet. `key` is that of the present half. Beside a half for replies, that of the
+    /// client counts as established.
     #[inline(always)]
-    pub const fn make_mirror(&mut self, from: &Tuple<A>) {
-        self.to = from.swap();
-        self.hook = if let Hook::Hairpin = self.hook { Hook::HairpinReply } else { Hook::ToPod };
+    pub const fn make_other_half(&mut self, key: &Tuple<A>) {
+        (self.hook, self.established) = match self.hook {
+            Hook::FromPod => (Hook::ToPod, false),
+            Hook::Hairpin => (Hook::HairpinReply, false),
+            Hook::ToPod => (Hook::FromPod, true),
+            Hook::HairpinReply => (Hook::Hairpin, true),
+        };
+        self.to = key.swap();
         self.fin = false;
         self.reset = false;
-        self.established = false;
         self.packets = 0;
         self.bytes = 0;
     }

@@ -71,6 +71,9 @@ pub struct Vip {
 pub mod vip_flags {
     /// Some service port of the address has a backend.
     pub const HAS_BACKEND: u32 = 1;
+    /// It is the cluster IP of a Service, which no machine has. External addresses and those of load balancers may be some
+    /// machine's, which has other ports too and answers its own pings.
+    pub const CLUSTER_IP: u32 = 2;
 }
 
 /// Value of `SERVICE_PORTS`.

@@ -64,6 +64,8 @@ impl fmt::Display for ServicePortName {
 pub struct ServicePortPlan {
     /// Where clients dial.
     pub frontends: BTreeSet<Frontend>,
+    /// The Service's cluster IP, if a frontend is there. The other addresses may be those of machines.
+    pub cluster_ip: Option<IpAddr>,
     /// Who answers; in order of address, each address once.
     pub backends: Vec<Backend>,
     /// Endpoints that serve but get no new flows (they terminate, or a policy or hints exclude them now), in order: flows that
@@ -143,6 +145,7 @@ pub fn plan_service(model: &Model, name: &ObjectName) -> Plan {
 /// Where a Service is dialled in one family, and by whom.
 struct Addresses {
     family: Family,
+    cluster_ip: IpAddr,
     /// Each with the endpoints that clients within the cluster get there, and the field that it comes from.
     dialled: Vec<(IpAddr, TrafficPolicy, &'static str)>,
     source_ranges: Vec<IpNet>,
@@ -163,7 +166,7 @@ fn addresses(service: &Service, cluster_ip: IpAddr, problems: &mut Problems) -> 
         let message = "is left to the load balancer: ranges that exclude clients are not enforced here yet";
         problems.add("spec.loadBalancerSourceRanges", format!("{address} {message}"));
     }
-    Addresses { family, dialled, source_ranges: service.source_ranges_of(family) }
+    Addresses { family, cluster_ip, dialled, source_ranges: service.source_ranges_of(family) }
 }
 
 /// Plans a port in one family, once for each set of endpoints that some frontend leads to.
@@ -214,7 +217,9 @@ fn plan_port(
         };
         let lingering = available.lingering(&backends);
         let (affinity, source_ranges) = (service.affinity, addresses.source_ranges.clone());
-        let plan = ServicePortPlan { frontends, backends, lingering, when_empty, affinity, source_ranges };
+        let is_there = frontends.iter().any(|frontend| frontend.address == addresses.cluster_ip);
+        let cluster_ip = is_there.then_some(addresses.cluster_ip);
+        let plan = ServicePortPlan { frontends, cluster_ip, backends, lingering, when_empty, affinity, source_ranges };
         service_ports.insert(name, plan);
     }
 }

@@ -194,6 +194,8 @@ pub struct State {
     service_port_ids: IdPool,
     /// By id of the service port, whether it has slots.
     serving: Vec<bool>,
+    /// The cluster IP of each service port, by its id; of one that was adopted, once it is planned.
+    cluster_ips: Vec<Option<IpAddr>>,
     slots: SlotAllocator,
     /// By the writes given out last.
     retired: Retired,
@@ -368,6 +370,7 @@ impl State {
             limits,
             service_port_ids: IdPool::new(limits.service_ports, &used_ids),
             serving: Vec::new(),
+            cluster_ips: Vec::new(),
             slots,
             retired: Retired::default(),
             settled: Retired::default(),
@@ -404,8 +407,13 @@ impl State {
         let frontends = &self.families[Family::of(address)].frontends;
         let mut here = frontends.range(least..).take_while(|(frontend, _)| frontend.address == address).peekable();
         here.peek()?;
-        let is_served = here.any(|(_, &id)| self.serving.get(id as usize) == Some(&true));
-        Some(if is_served { vip_flags::HAS_BACKEND } else { 0 })
+        Some(here.fold(0, |flags, (_, &id)| {
+            let is_served = self.serving.get(id as usize) == Some(&true);
+            let is_cluster_ip = self.cluster_ips.get(id as usize) == Some(&Some(address));
+            flags
+                | if is_served { vip_flags::HAS_BACKEND } else { 0 }
+                | if is_cluster_ip { vip_flags::CLUSTER_IP } else { 0 }
+        }))
     }
 
     /// True when that is another answer than before.

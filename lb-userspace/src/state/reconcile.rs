@@ -416,6 +416,15 @@ impl State {
                 self.retired.frontends = true;
             }
         }
+        for (name, port) in &plan.service_ports {
+            let Some(present) = self.service_ports.get(name) else { continue };
+            let index = present.id as usize;
+            self.cluster_ips.resize(self.cluster_ips.len().max(index + 1), None);
+            let before = std::mem::replace(&mut self.cluster_ips[index], port.cluster_ip);
+            if before != port.cluster_ip {
+                self.doubtful_vips.extend(before.into_iter().chain(port.cluster_ip));
+            }
+        }
         // As long as an address is in the map, packets to ports without a frontend may be refused.
         self.update_vips(writes);
         writes.append(&mut removals);

@@ -326,6 +326,21 @@ fn an_address_answers_while_one_of_its_service_ports_has_a_backend_and_is_known_
 }
 
 #[test]
+fn an_address_is_told_to_be_a_cluster_ip_as_long_as_it_is_one() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    let address = IpAddr::from([10, 96, 0, 1]);
+    let external = plan(&[("a", 1, &[1])]);
+    let mut own = external.clone();
+    own.service_ports.values_mut().for_each(|port| port.cluster_ip = Some(address));
+    for (plan, flags) in [(&external, 1), (&own, 3), (&external, 1), (&own, 3)] {
+        apply(&mut state, &mut kernel, plan);
+        assert_eq!(kernel.vips[&address], flags);
+    }
+    let mut adopted = kernel.adopt();
+    assert!(adopted.reconcile(&own).writes.is_empty(), "an agent that starts has nothing to write");
+}
+
+#[test]
 fn settings_alone_cost_one_write_and_an_id_that_is_used_again_has_none_of_the_old_ones() {
     let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
     let wanted = plan(&[("web", 80, &[1])]);

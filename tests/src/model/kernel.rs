@@ -156,7 +156,8 @@ impl Kernel {
         }
         for (key, id) in &services.frontends {
             self.family("FRONTENDS", key.at.is_ipv6())?.update(&key.encode(), &id.to_ne_bytes())?;
-            let flags = if services.has_backend(key.at.ip()) { vip_flags::HAS_BACKEND } else { 0 };
+            let backend = if services.has_backend(key.at.ip()) { vip_flags::HAS_BACKEND } else { 0 };
+            let flags = backend | vip_flags::CLUSTER_IP;
             self.family("VIPS", key.at.is_ipv6())?.update(&key.at.ip().encode(), &flags.to_ne_bytes())?;
         }
         for key in before.frontends.keys().filter(|key| !services.frontends.contains_key(key)) {

@@ -209,12 +209,16 @@ impl Model {
         if owner == from {
             return true;
         }
-        let is_over = self.flows.get(owner).is_none_or(|flow| {
+        // A mirror that was left behind when the client's half went elsewhere is nobody's.
+        let flow = self.flows.get(owner).filter(|flow| flow.to == to);
+        let is_over = flow.is_none_or(|flow| {
             flow.has_ended(Some(&present)) || flow.is_expired(Some(&present), now, &self.settings.idle)
         });
         if is_over {
             self.counts.note("flow that was over made room");
-            self.flows.remove(owner);
+            if flow.is_some() {
+                self.flows.remove(owner);
+            }
             self.flows.remove(to.swap());
         }
         is_over

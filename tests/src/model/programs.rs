@@ -398,6 +398,11 @@ impl Model {
             if flow.fin || flow.reset || mirror.is_some_and(|mirror| mirror.fin || mirror.reset) {
                 return false;
             }
+            if flow.established {
+                // Another connection: a backend that drains gets none.
+                let is_v6 = packet.tuple.source.is_ipv6();
+                return flow.backend == NO_BACKEND || self.services.is_active(is_v6, flow.backend, flow.generation);
+            }
         }
         flow.backend == NO_BACKEND
             || self.services.keeps_flows(packet.tuple.source.is_ipv6(), flow.backend, flow.generation)

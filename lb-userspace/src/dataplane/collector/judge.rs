@@ -75,7 +75,10 @@ impl Judge {
         if other.is_some_and(|other| !self.is_idle(other)) {
             return Verdict::Keep;
         }
-        if self.has_expired(key.protocol, entry, other) {
+        let mut half = *entry;
+        half.make_other_half(key);
+        let (client, mirror) = if is_clients(entry) { (entry, other) } else { (other.unwrap_or(&half), Some(entry)) };
+        if is_expired(key.protocol, client, mirror, self.now, &self.times) {
             return Verdict::Remove(Cause::Expired);
         }
         // Connections outlive their backend's place in the service, datagrams do not.
@@ -88,23 +91,13 @@ impl Judge {
         if other.is_some() {
             return Verdict::Keep;
         }
-        if !is_clients(entry) || at_other_key.is_some() || !self.has_room {
+        // What is left of a flow that has begun to end, or had no answer, nobody waits for.
+        let is_vain = !is_clients(entry) && (entry.fin || entry.reset || entry.packets == 0);
+        if is_vain || at_other_key.is_some() || !self.has_room {
             return Verdict::Remove(Cause::Single);
         }
-        // No younger than the client's half.
-        let mut mirror = *entry;
-        mirror.make_mirror(key);
-        Verdict::Restore(mirror)
-    }
-
-    fn has_expired<A>(&self, protocol: Protocol, entry: &Flow<A>, other: Option<&Flow<A>>) -> bool {
-        let expired = |flow, mirror| is_expired(protocol, flow, mirror, self.now, &self.times);
-        match other {
-            // Without the client's half nothing tells how far the flow has come. It is a single half then.
-            None => is_clients(entry) && expired(entry, None),
-            Some(other) if is_clients(entry) => expired(entry, Some(other)),
-            Some(other) => expired(other, Some(entry)),
-        }
+        // No younger than the half that there is.
+        Verdict::Restore(half)
     }
 
     /// Whether a client is with its backend no longer. The time-out is that of the service port, 0 for none.

@@ -112,7 +112,7 @@ fn datagrams_need_a_backend_that_serves_and_connections_do_not() {
 }
 
 #[test]
-fn a_lost_mirror_comes_back_while_there_is_room() {
+fn a_lost_half_comes_back_while_there_is_room() {
     let [(from, flow), (key, mirror)] = pair::<Address6>(Protocol::Tcp, 3600);
     let Verdict::Restore(restored) = judge().flow(&from, &flow, None, |_, _| true) else { panic!("not restored") };
     assert_eq!(
@@ -124,6 +124,10 @@ fn a_lost_mirror_comes_back_while_there_is_room() {
     let hairpin = Flow { hook: Hook::Hairpin, ..flow };
     let Verdict::Restore(restored) = judge().flow(&from, &hairpin, None, |_, _| true) else { panic!("not restored") };
     assert_eq!(restored.hook, Hook::HairpinReply);
+
+    let Verdict::Restore(restored) = judge().flow(&key, &mirror, None, |_, _| true) else { panic!("not restored") };
+    assert_eq!(restored, Flow { packets: 0, bytes: 0, ..flow }, "so does the client's half");
+    assert_eq!(verdict(&judge(), &[(from, restored), (key, mirror)], true), Verdict::Keep);
 
     let full = Judge { has_room: false, ..judge() };
     assert_eq!(full.flow(&from, &flow, None, |_, _| true), Verdict::Remove(Cause::Single));
@@ -137,7 +141,12 @@ fn no_half_is_restored_for_what_is_over_or_not_known() {
         judge().flow(&key, &entry, None, |_, _| is_current)
     };
     let [flow, mirror] = pair(Protocol::Tcp, 3600);
-    assert_eq!(single(mirror, true), Verdict::Remove(Cause::Single), "nobody knows what the client has sent");
+    let closing = (mirror.0, Flow { fin: true, ..mirror.1 });
+    assert_eq!(single(closing, true), Verdict::Remove(Cause::Single), "the client may have closed as well");
+    let unanswered = (mirror.0, Flow { packets: 0, ..mirror.1 });
+    assert_eq!(single(unanswered, true), Verdict::Remove(Cause::Single));
+    let [_, old] = pair(Protocol::Tcp, 24 * 3600 + 1);
+    assert_eq!(single(old, true), Verdict::Remove(Cause::Expired));
     let half_open = (flow.0, Flow { established: false, ..flow.1 });
     assert_eq!(single(half_open, true), Verdict::Remove(Cause::Expired));
     let [flow, _] = pair(Protocol::Udp, 11);
