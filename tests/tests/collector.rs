@@ -152,17 +152,20 @@ where
         let [flow, (key, mirror)] = pair(number, Protocol::Tcp, 60);
         add(flow);
         stays.extend([flow, (key, Flow { packets: 0, bytes: 0, established: false, ..mirror })]);
-        let [_, mirror] = pair(number + singles, Protocol::Tcp, 60);
+        let [(key, flow), mirror] = pair(number + singles, Protocol::Tcp, 60);
         add(mirror);
+        stays.extend([mirror, (key, Flow { packets: 0, bytes: 0, ..flow })]);
+        let [_, (key, mirror)] = pair(number + 2 * singles, Protocol::Tcp, 60);
+        add((key, Flow { fin: true, ..mirror }));
     }
-    assert_eq!(table.count().unwrap(), (flows * 2 + singles * 2) as usize, "nothing was evicted");
+    assert_eq!(table.count().unwrap(), (flows * 2 + singles * 3) as usize, "nothing was evicted");
 
     let mut collector = maps.collector();
     let first = round(&mut collector).unwrap();
     let fifth = u64::from(flows / 5);
     let expected = [(Cause::Expired, 2 * fifth), (Cause::BackendGone, fifth), (Cause::Single, singles.into())];
     assert_eq!(first.flows, expected.into());
-    assert_eq!(first.restored, u64::from(singles));
+    assert_eq!(first.restored, 2 * u64::from(singles));
     let left: HashMap<_, _> = table.entries().unwrap().into_iter().collect();
     assert_eq!(left.len(), stays.len());
     for (key, entry) in stays {
@@ -171,7 +174,7 @@ where
 
     let second = round(&mut collector).unwrap();
     assert!(second.flows.is_empty() && second.restored == 0, "{:?}", second.flows);
-    let tcp = 4 * fifth + 2 * u64::from(singles);
+    let tcp = 4 * fifth + 4 * u64::from(singles);
     assert_eq!(second.round.flow_entries[&(A::FAMILY, Protocol::Tcp)], tcp);
     assert_eq!(second.round.flow_entries[&(A::FAMILY, Protocol::Udp)], 0);
     let usage = second.round.maps.iter().find(|map| map.name == flow_table).unwrap();

@@ -12,7 +12,7 @@ use crate::dataplane::{Pins, StaleSockets, Swept};
 /// How often sockets are looked at without a change: one may have been dialled in the moment of a change.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Changes that follow each other sooner are answered together.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Tells the thread of changes.
 pub(super) struct Sockets {
@@ -25,6 +25,7 @@ impl Sockets {
         let mut sockets = StaleSockets::open(pins)?;
         let (changes, changed) = channel();
         let work = move || {
+            let mut told = String::new();
             loop {
                 let is_changed = match changed.recv_timeout(INTERVAL) {
                     Ok(()) => true,
@@ -37,7 +38,14 @@ impl Sockets {
                     Ok(Swept { moved, disconnected }) => {
                         info!(moved, disconnected, "UDP sockets were connected to what is gone");
                     }
-                    Err(error) => error!("{error:#}"),
+                    Err(error) => {
+                        // What a kernel lacks, it lacks for good.
+                        let error = format!("{error:#}");
+                        if error != told {
+                            error!("{error}");
+                            told = error;
+                        }
+                    }
                 }
                 thread::sleep(PAUSE);
             }

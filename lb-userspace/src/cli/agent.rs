@@ -79,10 +79,10 @@ pub(super) struct Arguments {
     /// How connections live on while a node changes between kube-proxy and Viaduct.
     #[arg(long, value_enum, default_value_t = Handover::None)]
     handover: Handover,
-    /// Whether virtual addresses of services with backends answer ICMP echo requests (ping) of pods.
+    /// Whether cluster IPs of services with backends answer ICMP echo requests (ping) of pods.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     answer_echo: bool,
-    /// What becomes of packets to ports that a service's virtual address does not serve.
+    /// What becomes of packets to ports that a service's cluster IP does not serve.
     #[arg(long, value_enum, default_value_t = UnservedPorts::Pass)]
     unserved_ports: UnservedPorts,
     /// How many refusals (TCP resets, ICMP errors) are sent each second, on each CPU to the pods of a few interfaces.

@@ -55,7 +55,8 @@ fn both_families_are_read_back_as_they_were_written_and_an_agent_that_starts_wri
             let (_, id) = frontends.iter().find(|(frontend, _)| frontend.address == vip.ip()).unwrap();
             let ServicePort { slots, affinity, flags } = datapath.maps.service_port(*id);
             assert_eq!((affinity, flags), (10_800, service_port_flags::DROP_WHEN_EMPTY));
-            assert_eq!(vips[&vip.ip()], if chosen > 0 { vip_flags::HAS_BACKEND } else { 0 });
+            let answers = if chosen > 0 { vip_flags::HAS_BACKEND } else { 0 };
+            assert_eq!(vips[&vip.ip()], vip_flags::CLUSTER_IP | answers);
             let mut ids = datapath.maps.slots(slots);
             ids.sort_unstable();
             ids.dedup();

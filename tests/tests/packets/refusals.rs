@@ -12,8 +12,8 @@ use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, IcmpError, Segment, TcpFlags};
 
 use super::{
-    Net, ago, at_pod2, both, count, dropped, fill_in_header_checksum, flow_entries, nets, passed, sent_back, serve,
-    traffic, with_another_interface, with_options,
+    Net, ago, at_pod2, both, count, destination, dropped, fill_in_header_checksum, flow_entries, nets, passed,
+    sent_back, serve, traffic, with_another_interface, with_options,
 };
 
 const FIN: TcpFlags = TcpFlags { syn: false, ack: false, fin: true, rst: false };
@@ -304,6 +304,34 @@ fn a_port_that_a_virtual_address_does_not_serve_is_refused_if_so_configured() {
             assert_eq!(datapath.from_pod(pod.clone()).unwrap(), passed(pod, 0), "an address that is no virtual one");
             let reply = packet::udp(elsewhere.vip, net.client, b"");
             assert_eq!(datapath.to_pod(reply.clone()).unwrap(), passed(reply, 0));
+        }
+    }
+}
+
+#[test]
+fn an_external_address_of_a_service_may_be_a_machines() {
+    needs_root!();
+    let settings = Settings { unserved_ports: UnservedPorts::Refuse, ..Datapath::settings() };
+    let mut datapath = Datapath::with(OBJECT, settings).unwrap();
+    for net in nets() {
+        let external = |port: &mut ServicePortPlan| port.cluster_ip = None;
+        datapath.serve_with("external", Protocol::Tcp, net.other_vip, &net.backends, external).unwrap();
+        serve(&mut datapath, &net, &net.backends);
+        let mut elsewhere = net.other_vip;
+        elsewhere.set_port(6443);
+        for frame in [
+            packet::tcp(net.client, elsewhere, TcpFlags::SYN, b""),
+            packet::udp(net.client, elsewhere, b"a question"),
+            packet::echo_request(net.client.ip(), net.other_vip.ip(), 7, 1, b"payload"),
+        ] {
+            assert_eq!(datapath.from_pod(frame.clone()).unwrap(), passed(frame, 0));
+        }
+        for (from, to) in [(net.client, net.other_vip), (elsewhere, net.vip)] {
+            let syn = packet::tcp(from, to, TcpFlags::SYN, b"");
+            assert!(
+                net.backends.contains(&destination(&datapath.from_pod(syn).unwrap().frame)),
+                "{from} -> {to} is served"
+            );
         }
     }
 }
