@@ -3,8 +3,8 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 
-use lb_common::Protocol;
-use lb_common::abi::{Family, Flow4, Hook, Reason};
+use lb_common::abi::{Family, Flow, Hook, Reason};
+use lb_common::{Address4, Protocol};
 use lb_userspace::dataplane::PodInterfaces;
 use lb_userspace::interfaces::Interface;
 use tokio::net::TcpSocket;
@@ -106,7 +106,7 @@ fn a_direct_connection_besides_a_flow_gets_another_port_and_its_replies_are_turn
         }
         let direct = maps!(datapath, net, |maps| {
             let flows = maps.flows.entries().unwrap().into_iter().map(|(_, flow)| flow);
-            let direct = flows.filter(|flow| flow.backend == Flow4::NO_BACKEND);
+            let direct = flows.filter(|flow| flow.backend == Flow::<Address4>::NO_BACKEND);
             direct.map(|flow| (flow.hook as u8, flow.packets)).collect::<std::collections::BTreeMap<_, _>>()
         });
         let (from_pod, to_pod) = (Hook::FromPod as u8, Hook::ToPod as u8);
