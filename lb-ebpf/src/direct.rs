@@ -6,7 +6,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::bpf_sock_tuple;
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_LISTEN, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Flow, Hook, Reason};
@@ -20,13 +20,6 @@ use crate::open::{add, replies_are_free, spare};
 
 /// How many source ports are tried for a direct connection.
 const ATTEMPTS: u32 = 4;
-
-/// States of sockets (`TCP_ESTABLISHED` and so on in the kernel's `tcp_states.h`).
-mod state {
-    pub const ESTABLISHED: u32 = 1;
-    pub const CLOSE: u32 = 7;
-    pub const LISTEN: u32 = 10;
-}
 
 /// `bpf_sock_tuple` of one family, in network byte order.
 #[repr(C, align(8))]
@@ -68,12 +61,12 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
         if socket.is_null() {
             return false;
         }
-        let at = (*socket).state;
+        let state = (*socket).state;
         bpf_sk_release(socket.cast());
         match work.to.protocol {
-            Protocol::Tcp => !matches!(at, state::LISTEN | state::CLOSE),
+            Protocol::Tcp => !matches!(state, BPF_TCP_LISTEN | BPF_TCP_CLOSE),
             // The others take what comes from anywhere.
-            _ => at == state::ESTABLISHED,
+            _ => state == BPF_TCP_ESTABLISHED,
         }
     }
 }

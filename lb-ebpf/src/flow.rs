@@ -6,13 +6,13 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use lb_common::Protocol;
-use lb_common::abi::{Flow, FrontendKey, Hook, Reason, Scope, handover, options};
+use lb_common::abi::{Flow, Hook, Reason, handover};
 
 use crate::ip::Ip;
 use crate::maps::Workspace;
 use crate::open::open;
 use crate::packet::{Next, Packet, send_back, set_mark};
-use crate::reason::service_drop;
+use crate::reason::{self, service_drop};
 use crate::rewrite::rewrite;
 use crate::select::{is_active, is_current};
 use crate::{direct, maps, refuse, settings};
@@ -48,17 +48,14 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         }
         remove_pair(work);
     }
-    let key = FrontendKey {
-        address: work.packet.tuple.destination,
-        port: work.packet.tuple.destination_port,
-        protocol: work.packet.tuple.protocol,
-        scope: Scope::Cluster,
+    let dialled = &work.packet.tuple;
+    let Some(service_port) = maps::service_port_at(dialled.destination, dialled.destination_port, dialled.protocol)
+    else {
+        return not_served(ctx, work);
     };
-    let Some(frontend) = maps::frontend(&key) else { return not_served(ctx, work) };
     if is_left_to_another_proxy(&work.packet) {
         return Ok(Next::Pass);
     }
-    let service_port = frontend.service_port;
     match open(ctx, service_port, work) {
         Ok(hook) => translate(ctx, work, hook),
         Err(reason) => {
@@ -103,7 +100,7 @@ fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
     if work.packet.is_syn() && direct::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
     }
-    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::is_cluster_ip(&work.packet.tuple.destination) {
+    if reason::is_refused(&work.packet.tuple.destination) {
         return refuse::refuse(ctx, &work.packet);
     }
     Ok(Next::Pass)

@@ -8,10 +8,10 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, PodInterface,
-    Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket, Vip,
-    vip_flags,
+    Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket,
+    Vip, vip_flags,
 };
-use lb_common::{Address, Address4, Address6, Tuple};
+use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 
 use crate::direct::SocketTuple;
 use crate::ip::Network;
@@ -214,11 +214,13 @@ pub fn remove_flow<A: Maps>(tuple: &Tuple<A>) {
     let _ = A::flows().remove(tuple);
 }
 
+/// The service port of what this node dials.
 #[inline(always)]
-pub fn frontend<A: Maps>(key: &FrontendKey<A>) -> Option<Frontend> {
+pub fn service_port_at<A: Maps>(address: A, port: u16, protocol: Protocol) -> Option<u32> {
     count_lookup();
+    let key = FrontendKey { address, port, protocol, scope: Scope::Cluster };
     // SAFETY: copied at once; an entry is reused by the agent only after all packets that could see it are through.
-    unsafe { A::frontends().get(key).copied() }
+    unsafe { A::frontends().get(key).map(|frontend| frontend.service_port) }
 }
 
 #[inline(always)]

@@ -1,14 +1,14 @@
 //! Opening a flow: which backend, under which ports, and the two entries for it.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, service_port_flags};
+use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange};
 use lb_common::{Protocol, Tuple, hash};
 
 use crate::flow::now;
 use crate::ip::Ip;
 use crate::maps::Workspace;
 use crate::packet::{self, Packet};
-use crate::reason::add_one;
+use crate::reason::{self, add_one};
 use crate::select::select;
 use crate::{affinity, direct, lifetime, maps, settings};
 
@@ -32,8 +32,7 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
     let (affinity, flags) = maps::policy_of(service_port);
     let slots = maps::slots_of(service_port);
     if slots.len == 0 {
-        let is_silent = flags & service_port_flags::DROP_WHEN_EMPTY != 0;
-        return Err(if is_silent { Reason::NoBackend } else { Reason::Refused });
+        return Err(reason::of_empty(flags));
     }
     let hook = choose(ctx, service_port, slots, affinity, work)?;
     work.entry.backend = work.selected.id;

@@ -7,9 +7,7 @@
 mod call;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use lb_common::abi::{
-    AffinityKey, FrontendKey, Reason, Scope, SlotRange, SocketPeer, SocketSide, handover, options, service_port_flags,
-};
+use lb_common::abi::{AffinityKey, Reason, SlotRange, SocketPeer, SocketSide, handover};
 use lb_common::tuple::Zero;
 
 use self::call::Peer;
@@ -128,15 +126,11 @@ fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), R
 /// The service port that is dialled; none when the address stays as it is.
 #[inline(always)]
 fn service_port<A: Ip>(dialled: &Peer<A>) -> Result<Option<u32>, Reason> {
-    let key =
-        FrontendKey { address: dialled.address, port: dialled.port, protocol: dialled.protocol, scope: Scope::Cluster };
-    if let Some(frontend) = maps::frontend(&key) {
-        return Ok(Some(frontend.service_port));
-    }
-    if settings::options() & options::REFUSE_UNSERVED != 0 && maps::is_cluster_ip(&dialled.address) {
+    let service_port = maps::service_port_at(dialled.address, dialled.port, dialled.protocol);
+    if service_port.is_none() && reason::is_refused(&dialled.address) {
         return Err(Reason::Refused);
     }
-    Ok(None)
+    Ok(service_port)
 }
 
 /// What a backend is selected by, besides socket and service.
@@ -158,8 +152,7 @@ fn choose<P: Place>(
     let slots = maps::slots_of(service_port);
     let (affinity, flags) = maps::policy_of(service_port);
     if slots.len == 0 {
-        let is_silent = flags & service_port_flags::DROP_WHEN_EMPTY != 0;
-        return Err(service_drop(service_port, if is_silent { Reason::NoBackend } else { Reason::Refused }));
+        return Err(service_drop(service_port, reason::of_empty(flags)));
     }
     let key = AffinityKey { client: call.client(), service_port };
     let mut selected = Selected { id: 0, generation: 0, address: P::Address::default(), port: 0 };

@@ -1,13 +1,11 @@
 //! The kernel programs without a network: they are loaded with maps of their own, and single packets are run through them
 //! by `BPF_PROG_TEST_RUN`.
 
-use std::io;
-use std::mem::offset_of;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use lb_common::Protocol;
 use lb_userspace::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes};
 use lb_userspace::model::{Family, ObjectName, TrafficPolicy};
@@ -15,6 +13,7 @@ use lb_userspace::plan::{Backend, Frontend, Plan, Scope, ServicePortName, Servic
 use lb_userspace::state::{Limits, State, Write};
 
 use crate::reaper::Reaper;
+use crate::test_run::{SkBuff, test_run};
 
 /// The mark that the programs are told to use.
 pub const MARK: u32 = 0x20_0000;
@@ -209,38 +208,15 @@ impl Datapath {
     fn repeat(&mut self, program: &str, input: &Input, repeat: u32) -> Result<(Output, Duration)> {
         let program = self.object.program(program)?;
         let fd = program.fd()?.as_fd().as_raw_fd();
-        let mut context =
-            SkBuff { mark: input.mark, ingress_ifindex: input.came_in_by, ifindex: input.interface, ..SkBuff::ZERO };
-        let mut frame = vec![0; input.frame.len() + 256];
-        let mut run = TestRun {
-            prog_fd: u32::try_from(fd)?,
-            data_size_in: u32::try_from(input.frame.len())?,
-            data_size_out: u32::try_from(frame.len())?,
-            data_in: input.frame.as_ptr() as u64,
-            data_out: frame.as_mut_ptr() as u64,
-            repeat,
-            ctx_size_in: u32::try_from(size_of::<SkBuff>())?,
-            ctx_size_out: u32::try_from(size_of::<SkBuff>())?,
-            ctx_in: (&raw const context) as u64,
-            ctx_out: (&raw mut context) as u64,
-            flags: if input.checksum_complete { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 },
-            ..TestRun::default()
-        };
-        // SAFETY: the attribute has the layout of `bpf_attr.test`, and its pointers lead to buffers of the sizes given,
-        // which live until the call returns.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut run, size_of::<TestRun>()) };
-        if result != 0 {
-            return Err(io::Error::last_os_error()).context("BPF_PROG_TEST_RUN");
-        }
-        frame.truncate(run.data_size_out as usize);
-        let verdict = match run.retval.cast_signed() {
+        let context = SkBuff::new(input.mark, input.came_in_by, input.interface);
+        let ran = test_run(fd, &input.frame, context, input.checksum_complete, repeat)?;
+        let verdict = match ran.answer {
             -1 => Verdict::Pass,
             2 => Verdict::Drop,
             7 => Verdict::Redirect,
             other => Verdict::Other(other),
         };
-        let output = Output { verdict, frame, mark: context.mark };
-        Ok((output, Duration::from_nanos(run.duration.into())))
+        Ok((Output { verdict, frame: ran.frame, mark: ran.mark }, ran.duration))
     }
 
     /// The loaded object, for its globals and programs.
@@ -271,47 +247,3 @@ pub fn has_checksum_complete() -> Result<bool> {
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
     Ok((numbers.next(), numbers.next()) >= (Some(6), Some(15)))
 }
-
-const BPF_PROG_TEST_RUN: libc::c_int = 10;
-const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
-
-/// `bpf_attr.test` (include/uapi/linux/bpf.h).
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    reserved: u32,
-}
-
-/// `__sk_buff`, of which little is of interest here.
-#[repr(C)]
-struct SkBuff {
-    unused: [u32; 2],
-    mark: u32,
-    unused_2: [u32; 6],
-    ingress_ifindex: u32,
-    ifindex: u32,
-    unused_3: [u32; 37],
-}
-
-impl SkBuff {
-    const ZERO: Self =
-        Self { unused: [0; 2], mark: 0, unused_2: [0; 6], ingress_ifindex: 0, ifindex: 0, unused_3: [0; 37] };
-}
-
-const _: () = assert!(offset_of!(SkBuff, mark) == 8 && offset_of!(SkBuff, ingress_ifindex) == 36);
-const _: () = assert!(offset_of!(SkBuff, ifindex) == 40 && size_of::<SkBuff>() == 192);

@@ -68,6 +68,7 @@ pub mod reaper;
 pub mod report;
 pub mod server;
 pub mod statistics;
+mod test_run;
 pub mod wiring;
 
 pub use addresses::Family;

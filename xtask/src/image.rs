@@ -29,6 +29,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::ensure(&[Need::Object, Need::Image])?;
     // The long part, which shows how far it is.
     let agent = workspace::build_agent(true)?;
     let archive = build()?;
@@ -50,7 +51,6 @@ pub(crate) fn archive() -> PathBuf {
 
 /// Builds the image and returns the archive that holds it.
 pub(crate) fn build() -> Result<PathBuf> {
-    setup::ensure(&[Need::Object, Need::Image])?;
     let folder = target_dir().join("image");
     let context = folder.join("context");
     fs::create_dir_all(&context).with_context(|| format!("cannot create {}", context.display()))?;

@@ -83,7 +83,10 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::ensure(&Need::ALL)?;
             println!("setup: complete");
         }
-        Command::Build { debug, .. } => println!("{}", workspace::build_agent(!debug)?.display()),
+        Command::Build { debug, .. } => {
+            setup::ensure(&[Need::Object])?;
+            println!("{}", workspace::build_agent(!debug)?.display());
+        }
         Command::Demo { arguments } => {
             setup::ensure(&[Need::Object, Need::Lab])?;
             let agent = workspace::build_agent(true)?;
@@ -101,6 +104,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Kernels(options) => return kernels::run(&options),
         Command::Image(options) => image::run(&options)?,
         Command::Manifests => {
+            setup::ensure(&[Need::Object, Need::Manifests])?;
             manifests::check(&workspace::build_agent(true)?)?;
             println!("manifests: good");
         }

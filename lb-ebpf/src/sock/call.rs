@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::abi::{Reason, SocketCookie, SocketKey, SocketSide};
@@ -14,8 +14,6 @@ use crate::settings;
 
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
-/// `sk_state` of a UDP socket that is connected, as of TCP.
-const ESTABLISHED: u32 = 1;
 
 /// Where the call has its addresses.
 pub trait Place {
@@ -193,8 +191,8 @@ impl<P: Place> Call<P> {
         unsafe { (&raw mut (*self.sock_addr).user_port).write_volatile(u32::from(port.to_be())) };
     }
 
-    /// Whether a UDP socket is connected, and to whom, as the kernel knows it. All is read in any case: where the compiler
-    /// asks twice whether the socket is connected, the verifier believes that the answers may differ.
+    /// Whether a UDP socket is connected, in the words of TCP, and to whom, as the kernel knows it. All is read in any case:
+    /// where the compiler asks twice whether the socket is connected, the verifier believes that the answers may differ.
     #[inline(always)]
     pub fn connected(&self) -> (bool, Peer<P::Address>) {
         // SAFETY: the context is valid for the run of the program, and so is its socket.
@@ -203,7 +201,7 @@ impl<P: Place> Call<P> {
             ((&raw const (*sock).state).read_volatile(), (&raw const (*sock).dst_port).read_volatile(), sock)
         };
         let address = P::read_connected(sock);
-        (state == ESTABLISHED, Peer { address, port: u16::from_be(port), protocol: Protocol::Udp })
+        (state == BPF_TCP_ESTABLISHED, Peer { address, port: u16::from_be(port), protocol: Protocol::Udp })
     }
 
     /// The key of the socket's entry for one of its peers.

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,6 +17,7 @@ use zerocopy::IntoBytes as _;
 use super::abi::{Decode, Encode, OfFamily};
 use super::programs::{Arrival, Program, Settings, Verdict};
 use super::services::{BACKENDS, SERVICE_PORTS, SLOTS, Services};
+use crate::test_run::{SkBuff, test_run};
 
 /// Room for entries in each table whose oldest entries are evicted: far more than there ever are, so that none is.
 const ROOM: u32 = 1 << 16;
@@ -30,8 +30,6 @@ pub struct Kernel {
     to_pod: RawFd,
     maps: BTreeMap<String, Map>,
     processors: usize,
-    /// Where the kernel puts packets.
-    buffer: Vec<u8>,
 }
 
 /// What a program made of a packet.
@@ -98,50 +96,32 @@ impl Kernel {
             .collect::<Result<_>>()?;
         let processors =
             aya::util::nr_cpus().map_err(|(path, error)| io::Error::new(error.kind(), format!("{path}: {error}")))?;
-        Ok(Self { _ebpf: ebpf, from_pod, to_pod, maps, processors, buffer: vec![0; 1 << 13] })
+        Ok(Self { _ebpf: ebpf, from_pod, to_pod, maps, processors })
     }
 
     /// Runs a packet through a program. `None`: the sum that it had over the whole packet no longer fits it.
     ///
     /// # Errors
     /// When the kernel does not run it.
-    pub fn run(&mut self, arrival: &Arrival) -> Result<Option<Output>> {
-        let mut context = SkBuff {
-            mark: arrival.mark,
-            ingress_ifindex: arrival.came_in_by,
-            ifindex: arrival.interface,
-            ..SkBuff::default()
-        };
+    pub fn run(&self, arrival: &Arrival) -> Result<Option<Output>> {
         let fd = match arrival.program {
             Program::FromPod => self.from_pod,
             Program::ToPod => self.to_pod,
         };
-        let mut run = TestRun {
-            prog_fd: u32::try_from(fd)?,
-            data_size_in: u32::try_from(arrival.frame.len())?,
-            data_size_out: u32::try_from(self.buffer.len())?,
-            data_in: arrival.frame.as_ptr() as u64,
-            data_out: self.buffer.as_mut_ptr() as u64,
-            repeat: 1,
-            ctx_size_in: u32::try_from(size_of::<SkBuff>())?,
-            ctx_size_out: u32::try_from(size_of::<SkBuff>())?,
-            ctx_in: (&raw const context) as u64,
-            ctx_out: (&raw mut context) as u64,
-            flags: if arrival.checksum_complete { BPF_F_TEST_SKB_CHECKSUM_COMPLETE } else { 0 },
-            ..TestRun::default()
+        let context = SkBuff::new(arrival.mark, arrival.came_in_by, arrival.interface);
+        let ran = match test_run(fd, &arrival.frame, context, arrival.checksum_complete, 1) {
+            Err(error) if error.downcast_ref().and_then(io::Error::raw_os_error) == Some(libc::EBADMSG) => {
+                return Ok(None);
+            }
+            ran => ran?,
         };
-        match bpf(BPF_PROG_TEST_RUN, &mut run) {
-            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => return Ok(None),
-            result => result.context("BPF_PROG_TEST_RUN")?,
-        }
-        let frame = self.buffer[..run.data_size_out as usize].to_vec();
-        let verdict = match run.retval.cast_signed() {
+        let verdict = match ran.answer {
             -1 => Ok(Verdict::Pass),
             2 => Ok(Verdict::Drop),
             7 => Ok(Verdict::Redirect),
             other => Err(other),
         };
-        Ok(Some(Output { verdict, frame, mark: context.mark }))
+        Ok(Some(Output { verdict, frame: ran.frame, mark: ran.mark }))
     }
 
     /// Writes the services, of which `before` are there now.
@@ -366,10 +346,7 @@ impl Map {
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-/// Kernel 6.15 and later.
-const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// One of the structs below, whose pointers lead to buffers of the sizes that the kernel expects, and which live longer
 /// than the call.
@@ -410,45 +387,4 @@ struct Batch {
     flags: u64,
 }
 
-/// `bpf_attr.test`.
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    reserved: u32,
-}
-
-/// `__sk_buff`, of which little is of interest here.
-#[repr(C)]
-#[derive(Default)]
-struct SkBuff {
-    unused: [u32; 2],
-    mark: u32,
-    unused_2: [u32; 6],
-    ingress_ifindex: u32,
-    ifindex: u32,
-    unused_3: [u32; 32],
-    unused_4: [u32; 5],
-}
-
-const _: () = assert!(
-    offset_of!(SkBuff, mark) == 8
-        && offset_of!(SkBuff, ingress_ifindex) == 36
-        && offset_of!(SkBuff, ifindex) == 40
-        && size_of::<SkBuff>() == 192
-);
 const _: () = assert!(size_of::<Address4>() == 4 && size_of::<Address6>() == 16);

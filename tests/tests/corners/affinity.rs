@@ -5,9 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use viaduct_tests::{Endpoint, Tally, bulk_http, bulk_udp, needs_root};
 
-use super::cluster::{Cluster, Nodes, Vip};
-
-const BOTH: [&str; 2] = ["backend1", "backend2"];
+use super::cluster::{BACKENDS, CLIENTS, Cluster, Nodes, Vip};
 
 /// A service with affinity of this many seconds.
 fn serve(cluster: &Cluster, seconds: u32, endpoints: impl IntoIterator<Item = Endpoint>) -> Vip {
@@ -30,8 +28,8 @@ fn a_client_stays_with_its_backend_while_that_is_there() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        let vip = serve(&cluster, 600, BOTH.map(|pod| cluster.endpoint(pod)));
-        for client in ["client1", "client2"].map(|name| cluster.client(name)) {
+        let vip = serve(&cluster, 600, BACKENDS.map(|pod| cluster.endpoint(pod)));
+        for client in CLIENTS.map(|name| cluster.client(name)) {
             let chosen = only_one(&bulk_http(client, vip.http(), 100, 4));
             let of_udp = only_one(&bulk_udp(client, vip.dns(), 100, 4));
 
@@ -41,15 +39,15 @@ fn a_client_stays_with_its_backend_while_that_is_there() {
                     .parse()
                     .unwrap(),
             );
-            serve(&cluster, 600, BOTH.map(|pod| cluster.endpoint(pod)).into_iter().chain([elsewhere]));
+            serve(&cluster, 600, BACKENDS.map(|pod| cluster.endpoint(pod)).into_iter().chain([elsewhere]));
             assert_eq!(only_one(&bulk_http(client, vip.http(), 50, 4)), chosen);
             assert_eq!(only_one(&bulk_udp(client, vip.dns(), 50, 4)), of_udp);
 
             // When its backend goes, so does the client, and it does not come back with the backend.
-            let other = BOTH.into_iter().find(|pod| **pod != chosen).unwrap();
+            let other = BACKENDS.into_iter().find(|pod| **pod != chosen).unwrap();
             serve(&cluster, 600, [cluster.endpoint(other)]);
             assert_eq!(only_one(&bulk_http(client, vip.http(), 20, 4)), other);
-            serve(&cluster, 600, BOTH.map(|pod| cluster.endpoint(pod)));
+            serve(&cluster, 600, BACKENDS.map(|pod| cluster.endpoint(pod)));
             assert_eq!(only_one(&bulk_http(client, vip.http(), 20, 4)), other);
         }
     }
@@ -60,10 +58,10 @@ fn a_backend_that_is_leaving_holds_no_client_by_affinity() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        let vip = serve(&cluster, 600, BOTH.map(|pod| cluster.endpoint(pod)));
+        let vip = serve(&cluster, 600, BACKENDS.map(|pod| cluster.endpoint(pod)));
         let client = cluster.client("client1");
         let chosen = only_one(&bulk_http(client, vip.http(), 20, 4));
-        let endpoints = BOTH.map(|pod| {
+        let endpoints = BACKENDS.map(|pod| {
             let endpoint = cluster.endpoint(pod);
             if pod == chosen { endpoint.conditions(false, true, true) } else { endpoint }
         });
@@ -77,7 +75,7 @@ fn affinity_ends_with_its_time_and_each_new_connection_prolongs_it() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        let vip = serve(&cluster, 1, BOTH.map(|pod| cluster.endpoint(pod)));
+        let vip = serve(&cluster, 1, BACKENDS.map(|pod| cluster.endpoint(pod)));
         let client = cluster.client("client1");
         let ask = || only_one(&bulk_http(client, vip.http(), 1, 1));
         let chosen = ask();

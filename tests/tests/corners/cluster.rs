@@ -9,9 +9,16 @@ use viaduct_tests::{
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// A client, a backend on its own node, and one on the other.
-pub(crate) const WAYS: [(&str, &str, &str); 2] =
-    [("client1", "backend1", "backend2"), ("client2", "backend2", "backend1")];
+pub(crate) const CLIENTS: [&str; 2] = ["client1", "client2"];
+pub(crate) const BACKENDS: [&str; 2] = ["backend1", "backend2"];
+/// Each client with each backend: on its own node, and on the other. The number is for the service between the two, whose
+/// address ends with it.
+pub(crate) const WAYS: [(u8, &str, &str); 4] = [
+    (10, CLIENTS[0], BACKENDS[0]),
+    (11, CLIENTS[0], BACKENDS[1]),
+    (12, CLIENTS[1], BACKENDS[1]),
+    (13, CLIENTS[1], BACKENDS[0]),
+];
 /// What the backends listen on, for the service ports 80 and 53.
 pub(crate) const HTTP: u16 = 8080;
 pub(crate) const DNS: u16 = 5353;
@@ -55,7 +62,7 @@ impl Nodes {
             .build()
             .unwrap();
         let mut servers = Vec::new();
-        for (pod, family) in ["backend1", "backend2"].into_iter().flat_map(|pod| FAMILIES.map(|family| (pod, family))) {
+        for (pod, family) in BACKENDS.into_iter().flat_map(|pod| FAMILIES.map(|family| (pod, family))) {
             let (http, udp) = (lab.pod(pod).http_server_of(family, HTTP), lab.pod(pod).udp_server_of(family, DNS));
             servers.push((http.unwrap(), udp.unwrap()));
         }

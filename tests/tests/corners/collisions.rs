@@ -8,9 +8,9 @@ use viaduct_tests::{HttpConnection, needs_root};
 use super::cluster::{Cluster, DNS, HTTP, Nodes, WAYS};
 
 /// Two services with the same backend, and the backend itself.
-fn ways_to_one(cluster: &Cluster, number: u8, backend: &str) -> [[SocketAddr; 3]; 2] {
-    let one = cluster.serve(&format!("one{number}"), 10 + number, &[backend]);
-    let two = cluster.serve(&format!("two{number}"), 20 + number, &[backend]);
+fn ways_to_one(cluster: &Cluster, last: u8, backend: &str) -> [[SocketAddr; 3]; 2] {
+    let one = cluster.serve(&format!("one{last}"), last, &[backend]);
+    let two = cluster.serve(&format!("two{last}"), 10 + last, &[backend]);
     let direct = cluster.address(backend);
     [[one.http(), two.http(), (direct, HTTP).into()], [one.dns(), two.dns(), (direct, DNS).into()]]
 }
@@ -20,30 +20,26 @@ fn connections_from_one_port_through_two_services_and_beside_them_to_one_backend
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        for (number, (name, own, other)) in WAYS.into_iter().enumerate() {
-            for (offset, backend) in [own, other].into_iter().enumerate() {
-                let [tcp, udp] = ways_to_one(&cluster, u8::try_from(number * 2 + offset).unwrap(), backend);
-                let client = cluster.client(name);
-                for port in 20_000..20_020 {
-                    // In each order: the one beside the services may come first, between them, or last.
-                    let start = usize::from(port % 3);
-                    let order = [0, 1, 2].map(|step| (start + step) % 3);
-                    let mut connections = order.map(|way| {
-                        let stream = tcp_from(client, port, tcp[way]);
-                        HttpConnection::over(
-                            stream.unwrap_or_else(|error| panic!("{name}:{port}, {order:?}: {error:#}")),
-                        )
+        for (last, name, backend) in WAYS {
+            let [tcp, udp] = ways_to_one(&cluster, last, backend);
+            let client = cluster.client(name);
+            for port in 20_000..20_020 {
+                // In each order: the one beside the services may come first, between them, or last.
+                let start = usize::from(port % 3);
+                let order = [0, 1, 2].map(|step| (start + step) % 3);
+                let mut connections = order.map(|way| {
+                    let stream = tcp_from(client, port, tcp[way]);
+                    HttpConnection::over(stream.unwrap_or_else(|error| panic!("{name}:{port}, {order:?}: {error:#}")))
                         .unwrap()
-                    });
-                    let mut sockets = order.map(|way| udp_from(client, port, udp[way]).unwrap());
-                    for round in 0..3 {
-                        for (connection, socket) in connections.iter_mut().zip(&mut sockets) {
-                            let at = format!("{name}:{port}, {order:?}, round {round}");
-                            let answer = connection.transfer(&[1; 5000], 5000);
-                            assert_eq!(answer.unwrap_or_else(|error| panic!("{at}: {error:#}")).backend, backend);
-                            let answer = udp_exchange(socket, format!("{round}").as_bytes());
-                            assert_eq!(answer.unwrap_or_else(|error| panic!("{at}: {error:#}")).0, backend);
-                        }
+                });
+                let mut sockets = order.map(|way| udp_from(client, port, udp[way]).unwrap());
+                for round in 0..3 {
+                    for (connection, socket) in connections.iter_mut().zip(&mut sockets) {
+                        let at = format!("{name}:{port}, {order:?}, round {round}");
+                        let answer = connection.transfer(&[1; 5000], 5000);
+                        assert_eq!(answer.unwrap_or_else(|error| panic!("{at}: {error:#}")).backend, backend);
+                        let answer = udp_exchange(socket, format!("{round}").as_bytes());
+                        assert_eq!(answer.unwrap_or_else(|error| panic!("{at}: {error:#}")).0, backend);
                     }
                 }
             }
@@ -57,7 +53,7 @@ fn a_port_may_change_from_one_way_to_another() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        let [tcp, udp] = ways_to_one(&cluster, 0, "backend2");
+        let [tcp, udp] = ways_to_one(&cluster, 10, "backend2");
         let client = cluster.client("client1");
         for round in 0..30 {
             // By a reset, which leaves nothing on either side that would be in the way.

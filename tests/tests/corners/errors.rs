@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use viaduct_tests::client::{tcp_from, udp_exchange, udp_from};
 use viaduct_tests::{Endpoint, Family, Namespace, needs_root};
 
-use super::cluster::{Nodes, WAYS};
+use super::cluster::{CLIENTS, Nodes, WAYS};
 
 /// What connecting, or the first answer to a datagram, fails with, and how long that takes.
 pub(crate) fn failures(client: &Namespace, tcp: SocketAddr, udp: SocketAddr) -> [(ErrorKind, Duration); 2] {
@@ -30,16 +30,13 @@ fn a_port_that_is_closed_in_the_pod_is_refused() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        for (number, (client, own, other)) in WAYS.into_iter().enumerate() {
-            for (offset, backend) in [own, other].into_iter().enumerate() {
-                let last = 10 + u8::try_from(number * 2 + offset).unwrap();
-                let (service, slice) = cluster.service(&format!("closed{last}"), last);
-                let slice = slice.set("/ports/0/port", 8099).set("/ports/1/port", 5399);
-                let vip = cluster.serve_as((service, slice), [cluster.endpoint(backend)]);
-                for (kind, took) in failures(cluster.client(client), vip.http(), vip.dns()) {
-                    assert_eq!(kind, ErrorKind::ConnectionRefused, "{client} to {backend}");
-                    assert!(took < Duration::from_secs(1), "{took:?}");
-                }
+        for (last, client, backend) in WAYS {
+            let (service, slice) = cluster.service(&format!("closed{last}"), last);
+            let slice = slice.set("/ports/0/port", 8099).set("/ports/1/port", 5399);
+            let vip = cluster.serve_as((service, slice), [cluster.endpoint(backend)]);
+            for (kind, took) in failures(cluster.client(client), vip.http(), vip.dns()) {
+                assert_eq!(kind, ErrorKind::ConnectionRefused, "{client} to {backend}");
+                assert!(took < Duration::from_secs(1), "{took:?}");
             }
         }
     }
@@ -56,7 +53,7 @@ fn a_backend_that_cannot_be_reached_fails_a_connect_at_once() {
         node.ip(&format!("route add unreachable {gone}")).unwrap();
         let vip = cluster.serve_as(cluster.service("web", 10), [Endpoint::at(gone.parse().unwrap())]);
         // From beside it and from the other node.
-        for client in ["client1", "client2"] {
+        for client in CLIENTS {
             let start = Instant::now();
             let kind = kind(&tcp_from(cluster.client(client), 0, vip.http()).expect_err("nobody can be reached"));
             assert!(matches!(kind, ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable), "{client}: {kind}");

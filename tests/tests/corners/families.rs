@@ -1,11 +1,11 @@
 //! Both families beside each other, and each alone.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::{
-    EndpointSliceManifest, Family, HttpConnection, Lab, ServiceManifest, Topology, assert_even, bulk_http, bulk_udp,
-    needs_root,
+    EndpointSliceManifest, Family, HttpConnection, HttpServer, Lab, ServiceManifest, Topology, assert_even, bulk_http,
+    bulk_udp, http_get, needs_root,
 };
 
 const PODS: [&str; 2] = ["backend1", "backend2"];
@@ -89,5 +89,40 @@ fn each_family_has_the_endpoints_of_its_own_slice() {
         let tally = bulk_http(lab.pod("client").namespace(), (vip(family), 80).into(), 100, 4);
         tally.assert_no_errors();
         assert_eq!(tally.counts([pod]), [100]);
+    }
+}
+
+/// Somebody beyond the node has the same addresses, and answers where the node serves them not.
+#[test]
+fn an_agent_of_one_family_leaves_the_other_alone() {
+    needs_root!();
+    let families = [Family::V4, Family::V6];
+    let lab = Lab::builder().node("node1", Topology::Routed, ["client", PODS[0]]).build().unwrap();
+    let node = lab.node("node1");
+    let mut service = ServiceManifest::new("default", "web").port("http", Tcp, 80);
+    let mut servers = Vec::new();
+    for family in families {
+        service = service.cluster_ip(&vip(family).to_string());
+        let slice = EndpointSliceManifest::of_family("default", "web", family).port("http", Tcp, 8080);
+        lab.manifests().apply(&slice.pods([lab.pod(PODS[0])])).unwrap();
+        servers.push(lab.pod(PODS[0]).http_server_of(family, 8080).unwrap());
+        lab.fabric().ip(&format!("address add {} dev lo nodad", vip(family))).unwrap();
+        servers.push(HttpServer::start(lab.fabric(), "fabric", (vip(family), 80).into()).unwrap());
+    }
+    lab.manifests().apply(&service).unwrap();
+    for (served, flag) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
+        let agent = node.start_agent_with(&["--ip-families", flag, "--unserved-ports", "refuse"]).unwrap();
+        for family in families {
+            for from in [lab.pod("client").namespace(), node.namespace()] {
+                let answer = http_get(from, (vip(family), 80).into()).unwrap();
+                assert_eq!(answer.backend, if family == served { PODS[0] } else { "fabric" }, "{flag}");
+            }
+        }
+        let listed = node.viaduct(&["service", "list"]).unwrap();
+        let is_listed = families.map(|family| listed.contains(&SocketAddr::new(vip(family), 80).to_string()));
+        assert_eq!(is_listed, families.map(|family| family == served), "{flag}:\n{listed}");
+        agent.stop().unwrap();
+        // The maps of the next one have other sizes.
+        node.viaduct(&["cleanup"]).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use viaduct_tests::client::tcp_from;
 use viaduct_tests::{Family, HttpConnection, assert_even, bulk_http, bulk_udp, needs_root};
 
-use super::cluster::{Nodes, WAYS};
+use super::cluster::{BACKENDS, Nodes};
 
 fn hairpin_address(family: Family) -> IpAddr {
     if family == Family::V4 { "169.254.109.1" } else { "fd00:7669:6164:7563:7400::1" }.parse().unwrap()
@@ -16,9 +16,8 @@ fn a_pod_reaches_itself_through_its_service() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        for (number, (_, backend, _)) in WAYS.into_iter().enumerate() {
-            let last = 10 + u8::try_from(number).unwrap();
-            let vip = cluster.serve(&format!("web{number}"), last, &[backend]);
+        for (last, backend) in (10..).zip(BACKENDS) {
+            let vip = cluster.serve(&format!("web{last}"), last, &[backend]);
             let itself = cluster.client(backend);
             for tally in [bulk_http(itself, vip.http(), 100, 4), bulk_udp(itself, vip.dns(), 100, 4)] {
                 tally.assert_no_errors();
@@ -37,13 +36,12 @@ fn a_pod_reaches_itself_and_others_through_their_service() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        let both = ["backend1", "backend2"];
-        let vip = cluster.serve("web", 10, &both);
-        for itself in both {
+        let vip = cluster.serve("web", 10, &BACKENDS);
+        for itself in BACKENDS {
             let client = cluster.client(itself);
             for tally in [bulk_http(client, vip.http(), 400, 4), bulk_udp(client, vip.dns(), 400, 4)] {
                 tally.assert_no_errors();
-                assert_even(itself, &tally.choices(both));
+                assert_even(itself, &tally.choices(BACKENDS));
                 let peers = [cluster.address(itself), hairpin_address(cluster.family)];
                 assert!(tally.peers.keys().all(|peer| peers.contains(peer)), "{:?}", tally.peers);
             }

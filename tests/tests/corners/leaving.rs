@@ -3,7 +3,7 @@
 use viaduct_tests::client::{udp_exchange, udp_from};
 use viaduct_tests::{HttpConnection, bulk_http, bulk_udp, needs_root};
 
-use super::cluster::Nodes;
+use super::cluster::{BACKENDS, CLIENTS, Nodes};
 
 const CONNECTIONS: usize = 10;
 
@@ -26,14 +26,14 @@ fn a_terminating_backend_keeps_its_connections_and_gets_no_new_ones() {
         assert!(sockets.iter().all(|socket| udp_exchange(socket, b"2").unwrap().0 == "backend2"));
         for tally in [bulk_http(client, vip.http(), 200, 4), bulk_udp(client, vip.dns(), 200, 4)] {
             tally.assert_no_errors();
-            assert_eq!(tally.counts(["backend1", "backend2"]), [200, 0]);
+            assert_eq!(tally.counts(BACKENDS), [200, 0]);
         }
 
         // Where every backend is leaving they serve on.
         cluster.serve_as(cluster.service("web", 10), [leaving]);
         for tally in [bulk_http(client, vip.http(), 50, 4), bulk_udp(client, vip.dns(), 50, 4)] {
             tally.assert_no_errors();
-            assert_eq!(tally.counts(["backend1", "backend2"]), [0, 50]);
+            assert_eq!(tally.counts(BACKENDS), [0, 50]);
         }
     }
 }
@@ -44,7 +44,7 @@ fn a_removed_backend_keeps_its_tcp_connections_and_loses_its_udp_clients_with_th
     let nodes = Nodes::new();
     for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &["backend2"]);
-        for name in ["client1", "client2"] {
+        for name in CLIENTS {
             let client = cluster.client(name);
             cluster.serve("web", 10, &["backend2"]);
             let mut connection = HttpConnection::open(client, vip.http()).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use viaduct_tests::client::tcp_from;
 use viaduct_tests::{http_get, needs_root};
 
-use super::cluster::{Nodes, WAYS};
+use super::cluster::{CLIENTS, Nodes};
 use super::errors::failures;
 
 #[test]
@@ -15,7 +15,7 @@ fn a_service_without_backends_refuses_at_once() {
     let nodes = Nodes::new();
     for cluster in nodes.families() {
         let vip = cluster.serve("web", 10, &[]);
-        for (client, _, _) in WAYS {
+        for client in CLIENTS {
             for _ in 0..20 {
                 for (kind, took) in failures(cluster.client(client), vip.http(), vip.dns()) {
                     assert_eq!(kind, ErrorKind::ConnectionRefused, "{client}");
@@ -53,7 +53,7 @@ fn ports_that_a_service_does_not_have_are_refused_on_demand() {
         let (mut tcp, mut udp) = (vip.http(), vip.dns());
         tcp.set_port(81);
         udp.set_port(54);
-        for (client, _, _) in WAYS {
+        for client in CLIENTS {
             for (kind, took) in failures(cluster.client(client), tcp, udp) {
                 assert_eq!(kind, ErrorKind::ConnectionRefused, "{client}");
                 assert!(took < Duration::from_millis(500), "{took:?}");

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use viaduct_tests::{Namespace, addresses, command, needs_root};
 
-use super::cluster::{Nodes, WAYS};
+use super::cluster::{CLIENTS, Nodes, WAYS};
 
 /// The addresses of the hops that traceroute prints, the last of which answered. `*` is one that did not answer.
 fn hops(client: &Namespace, arguments: &[&str]) -> Vec<String> {
@@ -21,23 +21,20 @@ fn traceroute_shows_the_way_to_a_backend_and_the_service_at_its_end() {
     needs_root!();
     let nodes = Nodes::new();
     for cluster in nodes.families() {
-        for (number, (name, own, other)) in WAYS.into_iter().enumerate() {
-            for (offset, backend) in [own, other].into_iter().enumerate() {
-                let last = 10 + u8::try_from(number * 2 + offset).unwrap();
-                let vip = cluster.serve(&format!("web{last}"), last, &[backend]);
-                let (client, direct) = (cluster.client(name), cluster.address(backend).to_string());
-                for (ports, way) in [(["--port=80", "--port=8080"], "--tcp"), (["--port=53", "--port=5353"], "--udp")] {
-                    let with = hops(client, &[way, ports[0], &vip.0.to_string()]);
-                    let mut expected = hops(client, &[way, ports[1], &direct]);
-                    // Packets to a service always go through the node, also where pods on one bridge reach each other.
-                    if (name, backend) == ("client2", "backend2") {
-                        expected.insert(0, addresses::pod_gateway(cluster.family, 2).address.to_string());
-                    }
-                    let end = expected.last_mut().unwrap();
-                    assert_eq!(*end, direct);
-                    *end = vip.0.to_string();
-                    assert_eq!(with, expected, "{name} to {backend}, {way}");
+        for (last, name, backend) in WAYS {
+            let vip = cluster.serve(&format!("web{last}"), last, &[backend]);
+            let (client, direct) = (cluster.client(name), cluster.address(backend).to_string());
+            for (ports, way) in [(["--port=80", "--port=8080"], "--tcp"), (["--port=53", "--port=5353"], "--udp")] {
+                let with = hops(client, &[way, ports[0], &vip.0.to_string()]);
+                let mut expected = hops(client, &[way, ports[1], &direct]);
+                // Packets to a service always go through the node, also where pods on one bridge reach each other.
+                if (name, backend) == ("client2", "backend2") {
+                    expected.insert(0, addresses::pod_gateway(cluster.family, 2).address.to_string());
                 }
+                let end = expected.last_mut().unwrap();
+                assert_eq!(*end, direct);
+                *end = vip.0.to_string();
+                assert_eq!(with, expected, "{name} to {backend}, {way}");
             }
         }
     }
@@ -55,7 +52,7 @@ fn a_service_answers_ping_while_it_has_a_backend() {
     for cluster in nodes.families() {
         let with = cluster.serve("web", 10, &["backend2"]).0.to_string();
         let without = cluster.serve("empty", 11, &[]).0.to_string();
-        for (name, _, _) in WAYS {
+        for name in CLIENTS {
             let client = cluster.client(name);
             for size in ["0", "1", "56", "1000", "1400"] {
                 let output = ping(client, &with, &["-s", size]);
