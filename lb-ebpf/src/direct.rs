@@ -15,7 +15,7 @@ use lb_common::{Family, Protocol};
 use crate::flow::now;
 use crate::ip::Ip;
 use crate::maps;
-use crate::maps::Workspace;
+use crate::maps::{Table, Workspace};
 use crate::open::{add, replies_are_free, spare};
 
 /// How many source ports are tried for a direct connection.
@@ -76,7 +76,7 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
 #[inline(never)]
 pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
     work.key = work.packet.tuple.swap();
-    let Some(mirror) = maps::flow(&work.key) else { return Ok(false) };
+    let Some(mirror) = maps::any_flow(&work.key) else { return Ok(false) };
     // SAFETY: a map value, valid for the run of the program.
     let hook = unsafe { (*mirror).hook };
     work.now = now();
@@ -95,7 +95,8 @@ pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Rea
             work.entry.generation = 0;
             work.entry.service_port = Flow::<A>::NO_BACKEND;
             work.entry.hook = Hook::FromPod;
-            add(ctx, work)?;
+            work.entry.attempt = 0;
+            add(ctx, Table::Flows, work)?;
             return Ok(true);
         }
     }

@@ -9,13 +9,14 @@ use lb_common::Protocol;
 use lb_common::abi::{Flow, Hook, Reason, handover};
 
 use crate::ip::Ip;
-use crate::maps::Workspace;
+use crate::maps::Table::{Flows, HalfOpen};
+use crate::maps::{self, Workspace};
 use crate::open::open;
 use crate::packet::{Next, Packet, send_back, set_mark};
 use crate::reason::{self, service_drop};
 use crate::rewrite::rewrite;
-use crate::select::{is_active, is_current};
-use crate::{direct, maps, refuse, settings};
+use crate::select::is_current;
+use crate::{direct, half_open, refuse, settings};
 
 /// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror. A table of the
 /// default size turns over in no less than a few tenths of a second.
@@ -31,7 +32,7 @@ pub fn now() -> u64 {
 /// A packet that a pod has sent: follow its flow, or open one when it is for a frontend.
 #[inline(always)]
 pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
-    if let Some(entry) = maps::flow(&work.packet.tuple) {
+    if let Some(entry) = maps::flow(Flows, &work.packet.tuple) {
         // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
         let flow = unsafe { *entry };
         work.to = flow.to;
@@ -41,7 +42,7 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         }
         let now = now();
         let may_go_on = flow.hook == Hook::HairpinReply
-            || may_go_on(&flow, work) && (!is_mirror_due(&flow, now) || keep_mirror(&flow, now, work));
+            || may_go_on(ctx, &flow, work) && (!is_mirror_due(&flow, now) || keep_mirror(&flow, now, work));
         if may_go_on {
             account(ctx, &work.packet, entry, now);
             return translate(ctx, work, flow.hook);
@@ -49,12 +50,21 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         remove_pair(work);
     }
     let dialled = &work.packet.tuple;
+    if work.packet.tuple.destination == A::hairpin()
+        && let Some(entry) = maps::flow(HalfOpen, &work.packet.tuple)
+    {
+        half_open::answer(ctx, entry, work)?;
+        return translate(ctx, work, Hook::HairpinReply);
+    }
     let Some(service_port) = maps::service_port_at(dialled.destination, dialled.destination_port, dialled.protocol)
     else {
         return not_served(ctx, work);
     };
     if is_left_to_another_proxy(&work.packet) {
         return Ok(Next::Pass);
+    }
+    if let Some(hook) = half_open::follow(ctx, work) {
+        return translate(ctx, work, hook);
     }
     match open(ctx, service_port, work) {
         Ok(hook) => translate(ctx, work, hook),
@@ -68,7 +78,12 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
 /// A packet that is about to reach a pod: only replies to it are changed.
 #[inline(always)]
 pub fn to_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
-    let Some(entry) = maps::flow(&work.packet.tuple) else { return Ok(Next::Pass) };
+    let Some(entry) = maps::flow(Flows, &work.packet.tuple) else {
+        let Some(entry) = maps::flow(HalfOpen, &work.packet.tuple) else { return Ok(Next::Pass) };
+        half_open::answer(ctx, entry, work)?;
+        rewrite(ctx, &work.packet, &work.to)?;
+        return Ok(Next::Pass);
+    };
     // SAFETY: a map value, valid for the run of the program.
     let hook = unsafe {
         work.to = (*entry).to;
@@ -108,19 +123,15 @@ fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
 
 /// Whether a packet may use the flow that it found, which leads to `work.to`. An established TCP connection always may, even
 /// when its backend has left the service. A datagram and a new connection under the same ports need a backend that is still
-/// there, and a connection also that the one before it has not begun to end.
+/// there; a SYN also that it is the one that the flow began with, sent again, and that the connection has not begun to end.
 #[inline(always)]
-fn may_go_on<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
+fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
     if work.packet.tuple.protocol != Protocol::Udp {
         if !work.packet.is_syn() {
             return true;
         }
-        if flow.fin || flow.reset || has_mirror_ended(work) {
+        if flow.fin || flow.reset || has_mirror_ended(work) || flow.sequence != work.packet.numbers(ctx).0 {
             return false;
-        }
-        if flow.established {
-            // Another connection under the same ports: a backend that drains gets none.
-            return flow.backend == Flow::<A>::NO_BACKEND || is_active::<A>(flow.backend, flow.generation);
         }
     }
     flow.backend == Flow::<A>::NO_BACKEND || is_current::<A>(flow.backend, flow.generation)
@@ -131,7 +142,7 @@ fn may_go_on<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
 fn has_mirror_ended<A: Ip>(work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
     // SAFETY: a map value, valid for the run of the program.
-    maps::flow(&work.key).is_some_and(|mirror| unsafe { (*mirror).fin || (*mirror).reset })
+    maps::flow(Flows, &work.key).is_some_and(|mirror| unsafe { (*mirror).fin || (*mirror).reset })
 }
 
 /// Whether to see after the mirror: a full table evicts the two halves of a flow one by one, and without its mirror no reply
@@ -145,7 +156,7 @@ const fn is_mirror_due<A: Ip>(flow: &Flow<A>, now: u64) -> bool {
 #[inline(always)]
 fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
-    if let Some(present) = maps::flow(&work.key) {
+    if let Some(present) = maps::flow(Flows, &work.key) {
         // SAFETY: a map value, valid for the run of the program.
         work.owner = unsafe { (*present).to }.swap();
         return work.owner == work.packet.tuple;
@@ -153,26 +164,26 @@ fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool
     work.entry = *flow;
     work.entry.last_seen = now;
     work.entry.make_other_half(&work.packet.tuple);
-    maps::add_flow(&work.key, &work.entry)
+    maps::add_flow(Flows, &work.key, &work.entry)
 }
 
 /// Removes the packet's flow, which leads to `work.to`, and its mirror unless that belongs to another flow.
 #[inline(always)]
 fn remove_pair<A: Ip>(work: &mut Workspace<A>) {
     work.key = work.to.swap();
-    if let Some(present) = maps::flow(&work.key) {
+    if let Some(present) = maps::flow(Flows, &work.key) {
         // SAFETY: a map value, valid for the run of the program.
         work.owner = unsafe { (*present).to }.swap();
         if work.owner == work.packet.tuple {
-            maps::remove_flow(&work.key);
+            maps::remove_flow(Flows, &work.key);
         }
     }
-    maps::remove_flow(&work.packet.tuple);
+    maps::remove_flow(Flows, &work.packet.tuple);
 }
 
 /// Counts are exact while the packets of one direction arrive on one CPU at a time, which is what receive steering does.
 #[inline(always)]
-fn account<A: Ip>(ctx: &TcContext, packet: &Packet<A>, entry: *mut Flow<A>, now: u64) {
+pub fn account<A: Ip>(ctx: &TcContext, packet: &Packet<A>, entry: *mut Flow<A>, now: u64) {
     // SAFETY: a map value, valid for the run of the program. It may meanwhile belong to another flow (LRU): then that
     // one's counters are off by a packet.
     unsafe {

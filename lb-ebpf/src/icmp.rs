@@ -74,7 +74,7 @@ fn error<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Result<Next
     work.quoted.protocol = protocol;
     work.quoted.interface = work.packet.tuple.interface;
     work.key = work.quoted.swap();
-    let Some(flow) = maps::flow(&work.key) else { return Ok(Next::Pass) };
+    let Some(flow) = maps::any_flow(&work.key) else { return Ok(Next::Pass) };
     // SAFETY: a map value, valid for the run of the program.
     let hook = unsafe {
         work.to = (*flow).to;

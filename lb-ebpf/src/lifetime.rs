@@ -13,7 +13,7 @@ use crate::{maps, settings};
 /// A function of its own, so that the verifier forgets the many ways through it.
 #[inline(never)]
 pub fn is_over<A: Ip>(from: &Tuple<A>, to: &Tuple<A>, mirror: *const Flow<A>, now: u64) -> bool {
-    let Some(flow) = maps::flow(from) else { return true };
+    let Some(flow) = maps::any_flow(from) else { return true };
     // SAFETY: map values, valid for the run of the program. Other CPUs may count packets there meanwhile: each field is
     // read once, and any mixture of before and after is a state that the flow could have been in.
     let (flow, mirror) = unsafe { (&*flow, &*mirror) };

@@ -19,6 +19,8 @@ mod affinity;
 mod direct;
 mod flow;
 mod fragment;
+mod half_open;
+mod health;
 mod icmp;
 mod ip;
 mod lifetime;
@@ -47,6 +49,9 @@ use crate::sock::{Call, Mapped, V4, V6, is_mapped};
 /// TC ingress of a pod's host-side interface: what the pod has sent.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    if packet::is_probe(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     dispatch(&ctx, At::FromPod)
 }
 
@@ -64,14 +69,20 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 fn dispatch(ctx: &TcContext, at: At) -> i32 {
     // SAFETY: the context is valid for the run of the program.
     let ethertype = unsafe { (*ctx.skb.skb).protocol };
-    let outcome = if ethertype == u32::from(Address4::ETHERTYPE.to_be()) {
-        handle::<Address4>(ctx, at)
+    if ethertype == u32::from(Address4::ETHERTYPE.to_be()) {
+        verdict::<Address4>(ctx, at)
     } else if ethertype == u32::from(Address6::ETHERTYPE.to_be()) {
-        handle::<Address6>(ctx, at)
+        verdict::<Address6>(ctx, at)
     } else {
-        Ok(Next::Pass)
-    };
-    match outcome {
+        TC_ACT_UNSPEC
+    }
+}
+
+/// A function for each family, since both together need more stack than there is. It answers with a plain number: the compiler
+/// may leave a pointer in those bits of a larger answer that have no meaning, which the verifier forbids.
+#[inline(never)]
+fn verdict<A: Ip>(ctx: &TcContext, at: At) -> i32 {
+    match handle::<A>(ctx, at) {
         Ok(Next::Pass) => TC_ACT_UNSPEC,
         Ok(Next::Redirect) => TC_ACT_REDIRECT,
         Err(reason) => {
@@ -81,8 +92,7 @@ fn dispatch(ctx: &TcContext, at: At) -> i32 {
     }
 }
 
-/// A function for each family, since both together need more stack than there is.
-#[inline(never)]
+#[inline(always)]
 fn handle<A: Ip>(ctx: &TcContext, at: At) -> Result<Next, Reason> {
     let work = A::workspace().ok_or(Reason::Malformed)?;
     if !work.packet.parse(ctx)? {

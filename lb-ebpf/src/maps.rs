@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, PodInterface,
+    Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health, PodInterface,
     Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket,
     Vip, vip_flags,
 };
@@ -42,13 +42,23 @@ static REASONS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
 type Hash<K, V> = HashMap<K, V, 1, NO_PREALLOC>;
 type Lru<K, V> = LruHashMap<K, V, 1>;
 
+/// Where flows are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Those of which it is not known yet whether both sides want them. A flood of first packets fills this one only.
+    HalfOpen,
+    /// All others.
+    Flows,
+}
+
 /// The maps of one address family.
 pub trait Maps: Address {
     fn frontends() -> &'static Hash<FrontendKey<Self>, Frontend>;
     fn vips() -> &'static Hash<Self, Vip>;
     fn backends() -> &'static Array<Backend<Self>, 1, MMAPABLE>;
     fn backend_stats() -> &'static PerCpuArray<BackendStats, 1>;
-    fn flows() -> &'static Lru<Tuple<Self>, Flow<Self>>;
+    fn flows(table: Table) -> &'static Lru<Tuple<Self>, Flow<Self>>;
+    fn health() -> &'static Array<Health, 1, MMAPABLE>;
     fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity>;
     fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment>;
     fn sockets() -> &'static Lru<SocketKey<Self>, SocketPeer<Self>>;
@@ -79,6 +89,14 @@ pub struct Workspace<A> {
     pub client: AffinityKey<A>,
     /// What a socket of the client would look like.
     pub socket: SocketTuple<A>,
+    /// Its mirror.
+    pub mirror: Flow<A>,
+    /// The choice by which a suspect was found that is to be tried.
+    pub probe: u32,
+    /// The id of a backend that is not to be found again.
+    pub except: u32,
+    /// The choice by which `selected` was found, see [`lb_common::abi::attempt`].
+    pub attempt: u32,
     /// The client's network namespace, negative when unknown.
     pub namespace: i32,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
@@ -86,7 +104,7 @@ pub struct Workspace<A> {
 }
 
 macro_rules! family {
-    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
+    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
         #[btf_map]
         static $frontends: Hash<FrontendKey<$address>, Frontend> = HashMap::new();
         #[btf_map]
@@ -97,6 +115,10 @@ macro_rules! family {
         static $stats: PerCpuArray<BackendStats, 1> = PerCpuArray::new();
         #[btf_map]
         static $flows: Lru<Tuple<$address>, Flow<$address>> = LruHashMap::new();
+        #[btf_map]
+        static $half_open: Lru<Tuple<$address>, Flow<$address>> = LruHashMap::new();
+        #[btf_map]
+        static $health: Array<Health, 1, MMAPABLE> = Array::new();
         #[btf_map]
         static $affinity: Lru<AffinityKey<$address>, Affinity> = LruHashMap::new();
         #[btf_map]
@@ -124,8 +146,15 @@ macro_rules! family {
                 &$stats
             }
             #[inline(always)]
-            fn flows() -> &'static Lru<Tuple<Self>, Flow<Self>> {
-                &$flows
+            fn flows(table: Table) -> &'static Lru<Tuple<Self>, Flow<Self>> {
+                match table {
+                    Table::HalfOpen => &$half_open,
+                    Table::Flows => &$flows,
+                }
+            }
+            #[inline(always)]
+            fn health() -> &'static Array<Health, 1, MMAPABLE> {
+                &$health
             }
             #[inline(always)]
             fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity> {
@@ -155,6 +184,8 @@ family!(
     BACKENDS_4,
     BACKEND_STATS_4,
     FLOWS_4,
+    HALF_OPEN_4,
+    HEALTH_4,
     AFFINITY_4,
     FRAGMENTS_4,
     SOCKETS_4,
@@ -167,6 +198,8 @@ family!(
     BACKENDS_6,
     BACKEND_STATS_6,
     FLOWS_6,
+    HALF_OPEN_6,
+    HEALTH_6,
     AFFINITY_6,
     FRAGMENTS_6,
     SOCKETS_6,
@@ -191,27 +224,48 @@ fn count_lookup() {
 /// The flow of a packet with this tuple. The kernel may give the entry to another flow while we hold it (LRU): callers
 /// copy what they need first.
 #[inline(always)]
-pub fn flow<A: Maps>(tuple: &Tuple<A>) -> Option<*mut Flow<A>> {
+pub fn flow<A: Maps>(table: Table, tuple: &Tuple<A>) -> Option<*mut Flow<A>> {
     count_lookup();
-    A::flows().get_ptr_mut(tuple)
+    A::flows(table).get_ptr_mut(tuple)
+}
+
+/// The same, wherever it is.
+#[inline(always)]
+pub fn any_flow<A: Maps>(tuple: &Tuple<A>) -> Option<*mut Flow<A>> {
+    match flow(Table::Flows, tuple) {
+        None => flow(Table::HalfOpen, tuple),
+        found => found,
+    }
 }
 
 /// False when there is an entry for the tuple already, or no room.
 #[inline(always)]
-pub fn add_flow<A: Maps>(tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
-    A::flows().insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
+pub fn add_flow<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
+    A::flows(table).insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// False when there is no room.
 #[inline(always)]
-pub fn put_flow<A: Maps>(tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
-    A::flows().insert(tuple, flow, u64::from(BPF_ANY)).is_ok()
+pub fn put_flow<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
+    A::flows(table).insert(tuple, flow, u64::from(BPF_ANY)).is_ok()
 }
 
 #[inline(always)]
-pub fn remove_flow<A: Maps>(tuple: &Tuple<A>) {
+pub fn remove_flow<A: Maps>(table: Table, tuple: &Tuple<A>) {
     // Gone already is as good.
-    let _ = A::flows().remove(tuple);
+    let _ = A::flows(table).remove(tuple);
+}
+
+#[inline(always)]
+pub fn remove_any_flow<A: Maps>(tuple: &Tuple<A>) {
+    remove_flow(Table::Flows, tuple);
+    remove_flow(Table::HalfOpen, tuple);
+}
+
+/// What is known of the backend with this id.
+#[inline(always)]
+pub fn health<A: Maps>(backend: u32) -> Option<*mut Health> {
+    A::health().get_ptr_mut(backend)
 }
 
 /// The service port of what this node dials.

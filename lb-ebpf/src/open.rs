@@ -1,20 +1,23 @@
 //! Opening a flow: which backend, under which ports, and the two entries for it.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange};
+use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, attempt};
 use lb_common::{Protocol, Tuple, hash};
 
 use crate::flow::now;
 use crate::ip::Ip;
-use crate::maps::Workspace;
+use crate::maps::{Table, Workspace};
 use crate::packet::{self, Packet};
 use crate::reason::{self, add_one};
 use crate::select::select;
-use crate::{affinity, direct, lifetime, maps, settings};
+use crate::{affinity, direct, half_open, health, lifetime, maps, settings};
 
-/// How many choices a new flow has, before it is given another source port than the client's, and how many of those.
-const ATTEMPTS: u32 = 6;
+/// How many choices a flow has, before it is given another source port than the client's, and how many of those. While half of the
+/// backends are suspect, all choices are so for one flow in 65,536.
+const CHOICES: u32 = 16;
 const SPARE_ATTEMPTS: u32 = 4;
+/// In [`Workspace::probe`]: none.
+pub const NO_PROBE: u32 = u32::MAX;
 /// Source ports for a flow all of whose choices would take the replies of another: above those that hosts give out by
 /// themselves (`net.ipv4.ip_local_port_range` ends at 60,999).
 const FIRST_SPARE_PORT: u16 = 61_000;
@@ -34,35 +37,44 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
     if slots.len == 0 {
         return Err(reason::of_empty(flags));
     }
-    let hook = choose(ctx, service_port, slots, affinity, work)?;
+    let hook = choose(ctx, service_port, slots, (affinity, flags), work)?;
     work.entry.backend = work.selected.id;
     work.entry.generation = work.selected.generation;
     work.entry.service_port = service_port;
     work.entry.hook = hook;
-    add(ctx, work)?;
+    work.entry.attempt = work.attempt;
+    add(ctx, Table::HalfOpen, work)?;
     count_connection::<A>(service_port, work.selected.id);
+    if work.probe != NO_PROBE {
+        half_open::probe(ctx, slots, work);
+    }
     Ok(hook)
 }
 
-/// Adds the two entries of a flow from `work.packet.tuple` to `work.to`. The hook, the backend and the service port are in
-/// `work.entry`, the time in `work.now`.
+/// Adds the two entries of a flow from `work.packet.tuple` to `work.to`, for its first packet. The hook, the backend, the choice and the
+/// service port are in `work.entry`, the time in `work.now`.
 #[inline(always)]
-pub fn add<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<(), Reason> {
-    let hook = work.entry.hook;
-    work.key = work.to.swap();
-    work.entry.last_seen = work.now;
-    work.entry.make_other_half(&work.packet.tuple);
-    add_mirror(&work.key, &work.entry)?;
-
-    work.entry.to = work.to;
-    work.entry.hook = hook;
+pub fn add<A: Ip>(ctx: &TcContext, table: Table, work: &mut Workspace<A>) -> Result<(), Reason> {
     work.entry.fin = work.packet.is_fin();
     work.entry.reset = work.packet.is_reset();
     work.entry.established = !work.packet.is_syn();
     work.entry.packets = 1;
     work.entry.bytes = u64::from(Packet::<A>::len(ctx));
-    if !maps::put_flow(&work.packet.tuple, &work.entry) {
-        maps::remove_flow(&work.key);
+    work.entry.sequence = if work.packet.is_syn() { work.packet.numbers(ctx).0 } else { 0 };
+    add_halves(table, work)
+}
+
+/// Adds the client's half `work.entry`, led to `work.to`, with a mirror.
+#[inline(always)]
+pub fn add_halves<A: Ip>(table: Table, work: &mut Workspace<A>) -> Result<(), Reason> {
+    work.key = work.to.swap();
+    work.entry.to = work.to;
+    work.entry.last_seen = work.now;
+    work.mirror = work.entry;
+    work.mirror.make_other_half(&work.packet.tuple);
+    add_mirror(table, &work.key, &work.mirror)?;
+    if !maps::put_flow(table, &work.packet.tuple, &work.entry) {
+        maps::remove_flow(table, &work.key);
         return Err(Reason::FlowTable);
     }
     Ok(())
@@ -70,51 +82,108 @@ pub fn add<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<(), Reason
 
 /// Adds the entry for the replies, over what is left of an earlier one of the same flow.
 #[inline(always)]
-fn add_mirror<A: Ip>(key: &Tuple<A>, mirror: &Flow<A>) -> Result<(), Reason> {
-    if maps::add_flow(key, mirror) {
+fn add_mirror<A: Ip>(table: Table, key: &Tuple<A>, mirror: &Flow<A>) -> Result<(), Reason> {
+    if maps::add_flow(table, key, mirror) {
         return Ok(());
     }
-    if let Some(present) = maps::flow(key) {
+    if let Some(present) = maps::flow(table, key) {
         // SAFETY: a map value, valid for the run of the program.
         if unsafe { (*present).to } != mirror.to {
             // Another CPU has opened a flow to the same backend since we looked.
             return Err(Reason::ReplyTaken);
         }
     }
-    if maps::put_flow(key, mirror) { Ok(()) } else { Err(Reason::FlowTable) }
+    if maps::put_flow(table, key, mirror) { Ok(()) } else { Err(Reason::FlowTable) }
 }
 
-/// Puts the backend with which the client stays into `work.selected`, or the first in the sequence of choices, whose replies
-/// can be told from those of other flows; other source ports are the last resort. What the flow makes of packets is `work.to`.
+/// Puts the backend with which the client stays into `work.selected`, or the first in the sequence of choices that is not
+/// suspect and whose replies can be told from those of other flows; other source ports are the last resort. What the flow makes of
+/// packets is `work.to`.
 #[inline(always)]
 fn choose<A: Ip>(
     ctx: &TcContext,
     service_port: u32,
     slots: SlotRange,
-    affinity: u32,
+    (affinity, flags): (u32, u32),
     work: &mut Workspace<A>,
 ) -> Result<Hook, Reason> {
     work.now = now();
-    work.namespace = direct::namespace_of(packet::interface(ctx));
     work.client = AffinityKey { client: work.packet.tuple.source, service_port };
-    let stays = affinity != 0 && affinity::stays(&work.client, affinity, work.now, &mut work.selected);
-    // There is one choice for a client that stays. All spare ports are for the first choice.
-    for attempt in if stays { ATTEMPTS - 1 } else { 0 }..ATTEMPTS + SPARE_ATTEMPTS {
-        let is_spare = attempt >= ATTEMPTS;
-        if !stays && attempt <= ATTEMPTS && !select(&work.packet.tuple, slots, attempt % ATTEMPTS, &mut work.selected) {
+    let is_watched = slots.len > 1 && health::is_watched(flags);
+    let had = affinity != 0 && affinity::stays(&work.client, affinity, work.now, &mut work.selected);
+    // Its answer will tell with whom the client stays from now on.
+    let leaves = had && is_watched && health::is_suspect(&work.selected);
+    let stays = had && !leaves;
+    work.attempt = 0;
+    work.except = Flow::<A>::NO_BACKEND;
+    let found = if stays { None } else { pick(ctx, slots, is_watched, work)? };
+    let hook = match found {
+        Some(hook) => hook,
+        None => {
+            work.attempt = 0;
+            if !stays && !select(&work.packet.tuple, slots, 0, &mut work.selected) {
+                return Err(Reason::BadSlot);
+            }
+            take_any_port(ctx, work)?
+        }
+    };
+    if affinity == 0 || leaves || affinity::keep(&work.client, &work.selected, stays, work.now) {
+        return Ok(hook);
+    }
+    // Another CPU has given this client a backend since we looked.
+    if affinity::stays(&work.client, affinity, work.now, &mut work.selected) {
+        return take_any_port(ctx, work);
+    }
+    Ok(hook)
+}
+
+/// Takes the first of the choices from `work.attempt` on that is not `work.except`. `None`: all of them are suspect, or have the replies of other
+/// flows. A suspect that is to be tried is noted in `work.probe`.
+#[inline(never)]
+pub fn pick<A: Ip>(
+    ctx: &TcContext,
+    slots: SlotRange,
+    is_watched: bool,
+    work: &mut Workspace<A>,
+) -> Result<Option<Hook>, Reason> {
+    let is_datagram = work.packet.tuple.protocol == Protocol::Udp;
+    work.namespace = direct::namespace_of(packet::interface(ctx));
+    work.probe = NO_PROBE;
+    let first = work.attempt;
+    for choice in 0..CHOICES {
+        work.attempt = (first + choice) & attempt::NUMBER;
+        if !select(&work.packet.tuple, slots, work.attempt, &mut work.selected) {
             return Err(Reason::BadSlot);
         }
-        let source_port = if is_spare { spare(&work.packet.tuple, attempt) } else { work.packet.tuple.source_port };
-        if let Some(hook) = take(ctx, source_port, work) {
-            if affinity == 0 || affinity::keep(&work.client, &work.selected, stays, work.now) {
-                return Ok(hook);
+        if work.selected.id == work.except {
+            continue;
+        }
+        if is_watched && health::is_suspect(&work.selected) {
+            let is_due = health::is_probe_due::<A>(work.selected.id, is_datagram, work.now);
+            if !is_due || !is_datagram {
+                health::count_skipped::<A>(work.selected.id);
+                if is_due && work.packet.is_syn() {
+                    work.probe = work.attempt;
+                }
+                continue;
             }
-            // Another CPU has given this client a backend since we looked.
-            return if affinity::stays(&work.client, affinity, work.now, &mut work.selected) {
-                take(ctx, source_port, work).ok_or(Reason::ReplyTaken)
-            } else {
-                Ok(hook)
-            };
+        }
+        let hook = take(ctx, work.packet.tuple.source_port, work);
+        if hook.is_some() {
+            return Ok(hook);
+        }
+    }
+    Ok(None)
+}
+
+/// Takes `work.selected` under the client's port, or under a spare one.
+#[inline(never)]
+fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook, Reason> {
+    for attempt in 0..=SPARE_ATTEMPTS {
+        let own = work.packet.tuple.source_port;
+        let source_port = if attempt == 0 { own } else { spare(&work.packet.tuple, attempt) };
+        if let Some(hook) = take(ctx, source_port, work) {
+            return Ok(hook);
         }
     }
     Err(Reason::ReplyTaken)
@@ -125,7 +194,7 @@ fn choose<A: Ip>(
 ///
 /// A function of its own, so that the verifier forgets the many ways through it at each turn of a loop.
 #[inline(never)]
-fn take<A: Ip>(ctx: &TcContext, source_port: u16, work: &mut Workspace<A>) -> Option<Hook> {
+pub fn take<A: Ip>(ctx: &TcContext, source_port: u16, work: &mut Workspace<A>) -> Option<Hook> {
     let has_same_ports =
         source_port == work.packet.tuple.source_port && work.selected.port == work.packet.tuple.destination_port;
     if work.packet.tuple.protocol == Protocol::Sctp && !has_same_ports {
@@ -157,7 +226,7 @@ pub fn spare<A: Ip>(from: &Tuple<A>, attempt: u32) -> u16 {
 #[inline(always)]
 pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
-    let Some(present) = maps::flow(&work.key) else { return true };
+    let Some(present) = maps::any_flow(&work.key) else { return true };
     // SAFETY: a map value, valid for the run of the program.
     work.owner = unsafe { (*present).to }.swap();
     if work.owner == work.packet.tuple {
@@ -167,22 +236,26 @@ pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
         return false;
     }
     // SAFETY: a map value, valid for the run of the program.
-    if maps::flow(&work.owner).is_some_and(|flow| unsafe { (*flow).to } == work.to) {
-        maps::remove_flow(&work.owner);
+    if maps::any_flow(&work.owner).is_some_and(|flow| unsafe { (*flow).to } == work.to) {
+        maps::remove_any_flow(&work.owner);
     }
-    maps::remove_flow(&work.key);
+    maps::remove_any_flow(&work.key);
     true
 }
 
 #[inline(always)]
 pub fn count_connection<A: Ip>(service_port: u32, backend: u32) {
-    // SAFETY: per-CPU values, valid for the run of the program.
-    unsafe {
-        if let Some(stats) = maps::service_stats(service_port) {
-            add_one(&raw mut (*stats).connections);
-        }
-        if let Some(stats) = maps::backend_stats::<A>(backend) {
-            add_one(&raw mut (*stats).connections);
-        }
+    if let Some(stats) = maps::service_stats(service_port) {
+        // SAFETY: a per-CPU value, valid for the run of the program.
+        unsafe { add_one(&raw mut (*stats).connections) };
+    }
+    count_backend::<A>(backend);
+}
+
+#[inline(always)]
+pub fn count_backend<A: Ip>(backend: u32) {
+    if let Some(stats) = maps::backend_stats::<A>(backend) {
+        // SAFETY: a per-CPU value, valid for the run of the program.
+        unsafe { add_one(&raw mut (*stats).connections) };
     }
 }

@@ -1,7 +1,7 @@
 //! What the programs need to know of a packet, and how it is changed in place.
 
 use aya_ebpf::bindings::TC_ACT_REDIRECT;
-use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::helpers::generated::{bpf_clone_redirect, bpf_redirect};
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::Reason;
 use lb_common::wire::{
@@ -12,6 +12,9 @@ use lb_common::{InterfaceIndex, Protocol, Tuple};
 
 use crate::ip::{Ip, Network, Parsed, Part};
 use crate::settings;
+
+/// Flag of redirections: to where packets come in.
+const INGRESS: u64 = 1;
 
 /// Length of an Ethernet header, in the type of `skb->len`.
 const ETHERNET: u32 = 14;
@@ -63,10 +66,31 @@ pub fn send_back(ctx: &TcContext) -> Result<Next, Reason> {
     redirect(interface(ctx), 0)
 }
 
+/// In `tc_index` of a copy that was sent to a suspect backend: it is translated already. Higher than any count of rounds.
+const PROBE: u32 = 0x7669;
+
+/// Whether a packet is such a copy.
+#[inline(always)]
+pub fn is_probe(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the run of the program.
+    unsafe { (*ctx.skb.skb).tc_index == PROBE }
+}
+
+/// Lets a copy of the packet come in as one that needs no translation.
+#[inline(always)]
+pub fn send_copy(ctx: &TcContext) {
+    // SAFETY: the context is valid for the run of the program. A copy that cannot be made is not missed.
+    unsafe {
+        let tc_index = &raw mut (*ctx.skb.skb).tc_index;
+        *tc_index = PROBE;
+        bpf_clone_redirect(ctx.skb.skb, interface(ctx), INGRESS);
+        *tc_index = 0;
+    }
+}
+
 /// Lets a packet come in once more, behind those that are waiting.
 #[inline(always)]
 pub fn send_round(ctx: &TcContext) -> Result<Next, Reason> {
-    const INGRESS: u64 = 1;
     redirect(interface(ctx), INGRESS)
 }
 
@@ -239,6 +263,25 @@ impl<A: Ip> Packet<A> {
     #[inline(always)]
     pub fn ports(&self, ctx: &TcContext) -> Option<*mut Ports> {
         ptr_at(ctx, self.l4())
+    }
+
+    /// The sequence and the acknowledgement number of a TCP segment; 0 for all else.
+    #[inline(always)]
+    pub fn numbers(&self, ctx: &TcContext) -> (u32, u32) {
+        if self.tuple.protocol != Protocol::Tcp {
+            return (0, 0);
+        }
+        // SAFETY: bounds are checked by `ptr_at`.
+        ptr_at::<TcpHeader>(ctx, self.l4()).map_or((0, 0), |header| unsafe {
+            (u32::from_be((*header).sequence), u32::from_be((*header).acknowledgement))
+        })
+    }
+
+    /// A backend's first segment of a TCP connection.
+    #[inline(always)]
+    pub const fn is_syn_ack(&self) -> bool {
+        const BOTH: u8 = tcp_flags::SYN | tcp_flags::ACK;
+        self.flags & BOTH == BOTH
     }
 
     /// A UDP datagram whose sender left the checksum out (RFC 768).

@@ -47,14 +47,6 @@ fn read<A: Ip>(id: u32, selected: &mut Selected<A>) -> Option<u32> {
     }
 }
 
-/// Whether the backend that a flow chose is still the same one, and gets new connections.
-#[inline(always)]
-pub fn is_active<A: Ip>(id: u32, generation: u32) -> bool {
-    let Some(backend) = maps::backend::<A>(id) else { return false };
-    // SAFETY: as above.
-    unsafe { backend.cast::<u64>().read_volatile() == Backend::<A>::word(generation, BackendState::Active) }
-}
-
 /// Whether the backend that a flow chose is still the same one, and may keep its flows.
 #[inline(always)]
 pub fn is_current<A: Ip>(id: u32, generation: u32) -> bool {

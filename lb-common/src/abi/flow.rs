@@ -20,7 +20,7 @@ pub enum Hook {
     HairpinReply = 3,
 }
 
-/// Value of `FLOWS_4` and `FLOWS_6`: what a packet that carries the key's tuple becomes.
+/// Value of `FLOWS_4`, `FLOWS_6`, `HALF_OPEN_4` and `HALF_OPEN_6`: what a packet that carries the key's tuple becomes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, Immutable, KnownLayout)]
 pub struct Flow<A> {
@@ -47,6 +47,21 @@ pub struct Flow<A> {
     pub packets: u64,
     /// Bytes of this direction from the IP header on.
     pub bytes: u64,
+    /// TCP, of the client's half: the sequence number of its SYN. Of the mirror: the number with which the client
+    /// acknowledges the backend's SYN; 0 when none was seen.
+    pub sequence: u32,
+    /// Which of the choices for a backend it is, see [`attempt`]. Of the client's half: the present one.
+    pub attempt: u32,
+}
+
+/// Values of [`Flow::attempt`], which is the number of the choice, from 0 on, and bits.
+pub mod attempt {
+    /// Of the client's half: the backend of this choice has answered, so the flow stays with it.
+    pub const ANSWERED: u32 = 1 << 31;
+    /// Of a mirror: of the copy of a SYN, sent to learn whether a backend is back.
+    pub const PROBE: u32 = 1 << 30;
+    /// The number.
+    pub const NUMBER: u32 = PROBE - 1;
 }
 
 /// Of IPv4.
@@ -54,8 +69,8 @@ pub type Flow4 = Flow<Address4>;
 /// Of IPv6.
 pub type Flow6 = Flow<Address6>;
 
-plain!(Flow4, 56);
-plain!(Flow6, 80);
+plain!(Flow4, 64);
+plain!(Flow6, 88);
 
 impl<A: Address> Flow<A> {
     /// In [`Flow::backend`]: none.
@@ -76,6 +91,8 @@ impl<A: Address> Flow<A> {
         self.reset = false;
         self.packets = 0;
         self.bytes = 0;
+        self.sequence = 0;
+        self.attempt &= !attempt::ANSWERED;
     }
 }
 

@@ -13,12 +13,13 @@ mod socket;
 
 pub use self::flow::{
     Affinity, AffinityKey, AffinityKey4, AffinityKey6, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
-    FragmentKey6, Hook, PodInterface, TokenBucket,
+    FragmentKey6, Hook, PodInterface, TokenBucket, attempt,
 };
 pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};
 pub use self::reason::Reason;
 pub use self::service::{
-    Backend, Backend4, Backend6, BackendState, Frontend, FrontendKey, FrontendKey4, FrontendKey6, Scope, ServicePort,
+    Backend, Backend4, Backend6, BackendState, Frontend, FrontendKey, FrontendKey4, FrontendKey6, Health, Scope,
+    ServicePort,
     SlotPair, SlotRange, TrafficPolicy, Vip, service_port_flags, vip_flags,
 };
 pub use self::settings::{IdleTimes, handover, options};
@@ -28,4 +29,4 @@ pub use self::socket::{
 pub use crate::addr::Family;
 
 /// Version of everything in this module. Maps are pinned in a folder that carries it.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;

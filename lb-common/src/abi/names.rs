@@ -73,6 +73,12 @@ pub struct ServiceStats {
 pub struct BackendStats {
     /// Flows made to this backend.
     pub connections: u64,
+    /// SYNs that it left unanswered until the client sent them again, and errors that say that it cannot be reached.
+    pub failures: u64,
+    /// How many times it was passed over by a new flow, for its failures.
+    pub skipped: u64,
+    /// How many times it answered after it was passed over.
+    pub recoveries: u64,
 }
 
 #[cfg(test)]

@@ -58,6 +58,11 @@ reasons! {
     VipSource = 10, "vip-source", true;
     /// More IPv6 extension headers than any honest sender uses. Passed on.
     ExtensionHeaders = 11, "extension-headers", false;
+    /// The answer of a backend to a SYN that another backend has answered before: the client must not see both.
+    LateAnswer = 12, "late-answer", true;
+    /// A router or a host says that the backend of a half-open connection cannot be reached, and there are others. The client's next
+    /// SYN goes to one of them.
+    Unreachable = 13, "unreachable", true;
 }
 
 #[cfg(test)]

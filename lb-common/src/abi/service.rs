@@ -97,6 +97,8 @@ const _: () = assert!(size_of::<ServicePort>() == 16);
 pub mod service_port_flags {
     /// Without a backend packets are dropped in silence. Otherwise their senders are told.
     pub const DROP_WHEN_EMPTY: u32 = 1;
+    /// Backends that do not answer are treated as those that do.
+    pub const NO_PASSIVE_HEALTH: u32 = 2;
 }
 
 /// The slots of a service port.
@@ -179,5 +181,22 @@ impl<A: Address> Backend<A> {
         generation as u64 | (state as u64) << 32
     }
 }
+
+/// Value of `HEALTH_4` and `HEALTH_6`, by backend id: what the programs have seen of the backend. Several CPUs write it without
+/// care for each other: a failure may be lost.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Health {
+    /// The generation of the backend that is meant; nothing is known of any other.
+    pub generation: u32,
+    /// How many times in a row it has not answered.
+    pub failures: u32,
+    /// Since when it is passed over, nanoseconds of `CLOCK_MONOTONIC`; 0 while it is not.
+    pub suspect_since: u64,
+    /// When it was tried last since then, of the same clock.
+    pub probed: u64,
+}
+
+const _: () = assert!(size_of::<Health>() == 24);
 
 const _: () = assert!(cfg!(target_endian = "little") || cfg!(target_arch = "bpf"), "words are split so");

@@ -19,6 +19,8 @@ pub mod options {
     /// A packet to a port that its virtual address does not serve is refused, as if there were no backend. Otherwise it
     /// passes on untouched.
     pub const REFUSE_UNSERVED: u32 = 2;
+    /// A retransmitted SYN goes to another backend, and backends that do not answer are passed over.
+    pub const PASSIVE_HEALTH: u32 = 4;
 }
 
 /// How long flows may be idle, nanoseconds. The global `IDLE`.

@@ -1,0 +1,285 @@
+//! Half-open flows: a client has sent, and it is not known yet whether anybody wants to hear it.
+//!
+//! They are in tables of their own, so that a flood of first packets evicts nothing that is in use. What a backend has
+//! answered, and the client has gone on with, moves to the others. Until then a client that sends its SYN again is led to
+//! another backend; the one that answers first has the connection.
+
+use aya_ebpf::programs::TcContext;
+use lb_common::Protocol;
+use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, attempt};
+
+use crate::flow::{account, now};
+use crate::ip::Ip;
+use crate::maps::Table::{Flows, HalfOpen};
+use crate::maps::{self, Workspace};
+use crate::packet::{Packet, send_copy, set_mark};
+use crate::rewrite::rewrite;
+use crate::select::{is_current, select};
+use crate::{affinity, health, open};
+
+/// A SYN that comes sooner than this after the one before it, nanoseconds, is a copy, and says nothing about the backend.
+const COPY: u64 = 200_000_000;
+/// How far the client's first acknowledgement may lie behind the backend's SYN, bytes: what both may have sent and lost.
+/// Who has not seen the SYN guesses it in one of 4,096 cases.
+const ACKNOWLEDGED: u32 = 1 << 20;
+/// A datagram flow that nobody answers proves itself by this many packets.
+const UNANSWERED: u64 = 16;
+
+/// A client's packet for a frontend, without a flow: goes on with the half-open one that it belongs to, which leads to
+/// `work.to`. `None`: there is none.
+#[inline(never)]
+pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Hook> {
+    let entry = maps::flow(HalfOpen, &work.packet.tuple)?;
+    // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
+    let flow = unsafe { *entry };
+    if !matches!(flow.hook, Hook::FromPod | Hook::Hairpin) {
+        return None;
+    }
+    work.now = now();
+    work.to = flow.to;
+    work.key = work.to.swap();
+    if !may_go_on(ctx, &flow, work) {
+        remove(work);
+        return None;
+    }
+    account(ctx, &work.packet, entry, work.now);
+    if work.packet.is_syn() {
+        let is_copy = work.now.saturating_sub(flow.last_seen) < COPY;
+        if flow.attempt & attempt::ANSWERED == 0 && !is_copy {
+            return Some(try_another(ctx, &flow, work));
+        }
+    } else if has_mirror(&flow, work) && is_proved(ctx, &flow, work) {
+        // SAFETY: as above.
+        work.entry = unsafe { *entry };
+        promote(work);
+    }
+    Some(flow.hook)
+}
+
+/// Whether a packet may use the half-open flow that it found. A datagram or a SYN needs a backend that is still there, a SYN also
+/// that it is the one that the flow began with, and that nobody has refused it.
+#[inline(always)]
+fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> bool {
+    if work.packet.tuple.protocol != Protocol::Udp {
+        if !work.packet.is_syn() {
+            return true;
+        }
+        // SAFETY: a map value, valid for the run of the program.
+        let has_ended = maps::flow(HalfOpen, &work.key).is_some_and(|mirror| unsafe { (*mirror).fin || (*mirror).reset });
+        if flow.fin || flow.reset || has_ended || flow.sequence != work.packet.numbers(ctx).0 {
+            return false;
+        }
+    }
+    is_current::<A>(flow.backend, flow.generation)
+}
+
+/// Whether the mirror of the packet's flow is there; one that was evicted is put back, unless another flow has its place.
+#[inline(always)]
+fn has_mirror<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
+    if let Some(mirror) = maps::any_flow(&work.key) {
+        // SAFETY: a map value, valid for the run of the program.
+        return unsafe { (*mirror).to.swap() } == work.packet.tuple;
+    }
+    work.entry = *flow;
+    work.entry.last_seen = work.now;
+    work.entry.make_other_half(&work.packet.tuple);
+    maps::add_flow(HalfOpen, &work.key, &work.entry)
+}
+
+/// Whether the client goes on with what the backend has answered.
+#[inline(always)]
+fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> bool {
+    let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return false };
+    // SAFETY: a map value, valid for the run of the program.
+    let (reset, expected) = unsafe { ((*mirror).reset, (*mirror).sequence) };
+    if flow.attempt & attempt::ANSWERED == 0 {
+        return work.packet.tuple.protocol == Protocol::Udp && flow.packets >= UNANSWERED;
+    }
+    !reset && !work.packet.is_reset() && (expected == 0 || work.packet.numbers(ctx).1.wrapping_sub(expected) < ACKNOWLEDGED)
+}
+
+/// Moves a flow, whose client's half is `work.entry`, to the others.
+#[inline(always)]
+fn promote<A: Ip>(work: &mut Workspace<A>) {
+    let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
+    // The mirror first: a client's half without one would let replies pass untranslated.
+    // SAFETY: a map value, valid for the run of the program, which is copied by the kernel.
+    if !maps::put_flow(Flows, &work.key, unsafe { &*mirror }) || !maps::put_flow(Flows, &work.packet.tuple, &work.entry) {
+        return;
+    }
+    maps::remove_flow(HalfOpen, &work.packet.tuple);
+    maps::remove_flow(HalfOpen, &work.key);
+}
+
+/// Removes the packet's half-open flow, and its mirror unless that belongs to another flow.
+#[inline(always)]
+fn remove<A: Ip>(work: &Workspace<A>) {
+    // SAFETY: a map value, valid for the run of the program.
+    if maps::flow(HalfOpen, &work.key).is_some_and(|mirror| unsafe { (*mirror).to.swap() } == work.packet.tuple) {
+        maps::remove_flow(HalfOpen, &work.key);
+    }
+    maps::remove_flow(HalfOpen, &work.packet.tuple);
+}
+
+/// A SYN was left unanswered for so long that the client has sent it again: leads the flow to another backend if there is
+/// one. The earlier mirror stays, in case that its backend answers after all.
+#[inline(always)]
+fn try_another<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &mut Workspace<A>) -> Hook {
+    let slots = maps::slots_of(flow.service_port);
+    let (_, flags) = maps::policy_of(flow.service_port);
+    if slots.len <= 1 || !health::is_watched(flags) {
+        return flow.hook;
+    }
+    health::failed::<A>(flow.backend, flow.generation, work.now);
+    work.attempt = (flow.attempt & attempt::NUMBER) + 1;
+    work.except = flow.backend;
+    if let Ok(Some(hook)) = open::pick(ctx, slots, true, work) {
+        work.entry = *flow;
+        work.entry.packets += 1;
+        work.entry.bytes += u64::from(Packet::<A>::len(ctx));
+        work.entry.backend = work.selected.id;
+        work.entry.generation = work.selected.generation;
+        work.entry.hook = hook;
+        work.entry.attempt = work.attempt;
+        if open::add_halves(HalfOpen, work).is_ok() {
+            open::count_backend::<A>(work.selected.id);
+            return hook;
+        }
+    }
+    work.to = flow.to;
+    flow.hook
+}
+
+/// Sends a copy of a client's SYN to the suspect that would have got it, to learn whether it is back. Nobody waits for the
+/// answer.
+#[inline(never)]
+pub fn probe<A: Ip>(ctx: &TcContext, slots: SlotRange, work: &mut Workspace<A>) {
+    let (from, to) = (work.packet.tuple, work.to);
+    if select(&from, slots, work.probe, &mut work.selected)
+        && open::take(ctx, from.source_port, work) == Some(Hook::FromPod)
+    {
+        work.key = work.to.swap();
+        work.mirror = work.entry;
+        work.mirror.make_other_half(&from);
+        work.mirror.backend = work.selected.id;
+        work.mirror.generation = work.selected.generation;
+        work.mirror.attempt = attempt::PROBE | work.probe;
+        if maps::add_flow(HalfOpen, &work.key, &work.mirror) && rewrite(ctx, &work.packet, &work.to).is_ok() {
+            set_mark(ctx);
+            send_copy(ctx);
+            work.packet.tuple = work.to;
+            // What could be written once can be written again.
+            let _ = rewrite(ctx, &work.packet, &from);
+            work.packet.tuple = from;
+        }
+    }
+    work.to = to;
+}
+
+/// An answer to a half-open flow, whose mirror is `entry`: the client may see it, as `work.to`, if no other backend was faster.
+#[inline(never)]
+pub fn answer<A: Ip>(ctx: &TcContext, entry: *mut Flow<A>, work: &mut Workspace<A>) -> Result<(), Reason> {
+    // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
+    let mirror = unsafe { *entry };
+    work.to = mirror.to;
+    work.now = now();
+    if mirror.packets == 0 {
+        let is_probe = mirror.attempt & attempt::PROBE != 0;
+        if is_probe && work.packet.is_reset() {
+            return Err(Reason::LateAnswer);
+        }
+        health::answered::<A>(mirror.backend, mirror.generation);
+        if !wins(&mirror, work) {
+            return Err(Reason::LateAnswer);
+        }
+        stay(&mirror, work);
+        if work.packet.is_syn_ack() {
+            // SAFETY: as above.
+            unsafe { (*entry).sequence = work.packet.numbers(ctx).0.wrapping_add(1) };
+        }
+    }
+    account(ctx, &work.packet, entry, work.now);
+    Ok(())
+}
+
+/// Whether no other backend has answered the flow of this mirror. The client's half then leads to this one.
+#[inline(always)]
+fn wins<A: Ip>(mirror: &Flow<A>, work: &mut Workspace<A>) -> bool {
+    work.owner = mirror.to.swap();
+    let Some(half) = maps::flow(HalfOpen, &work.owner) else {
+        // SAFETY: a map value, valid for the run of the program.
+        return match maps::flow(Flows, &work.owner) {
+            Some(flow) => (unsafe { (*flow).to.swap() }) == work.packet.tuple,
+            // It was evicted.
+            None => true,
+        };
+    };
+    let is_claimed = claim(half, mirror.attempt);
+    // SAFETY: a map value, valid for the run of the program.
+    let is_led_here = unsafe { (*half).to.swap() } == work.packet.tuple;
+    if is_claimed && !is_led_here {
+        // SAFETY: as above.
+        work.entry = unsafe { *half };
+        work.entry.to = work.packet.tuple.swap();
+        work.entry.backend = mirror.backend;
+        work.entry.generation = mirror.generation;
+        work.entry.attempt = attempt::ANSWERED | mirror.attempt;
+        maps::put_flow(HalfOpen, &work.owner, &work.entry);
+    }
+    is_claimed
+}
+
+/// Two backends may answer on two CPUs at once: one of them is first.
+#[inline(always)]
+fn claim<A: Ip>(half: *mut Flow<A>, own: u32) -> bool {
+    // SAFETY: a map value, valid for the run of the program; the two fields fill an aligned word. Nobody else writes them, but for
+    // claiming the flow.
+    unsafe {
+        let word = (&raw mut (*half).sequence).cast::<u64>();
+        let seen = word.read_volatile();
+        let claimed = u64::from(attempt::ANSWERED | own) << 32 | seen & 0xffff_ffff;
+        if seen >> 32 & u64::from(attempt::ANSWERED) != 0 {
+            return seen == claimed;
+        }
+        let found = compare_and_swap(word, seen, claimed);
+        found == seen || found == claimed
+    }
+}
+
+/// Stores `new` in the place of `expected`, and nothing when there is something else. What was there.
+///
+/// # Safety
+/// The word must be valid for the run of the program.
+#[inline(always)]
+unsafe fn compare_and_swap(word: *mut u64, expected: u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut found = expected;
+        // SAFETY: the caller's. The compiler's own would be the same, and it does not offer it for this target.
+        unsafe {
+            core::arch::asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) word, in(reg) new, inout("r0") found, options(nostack));
+        }
+        found
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        let found = word.read();
+        if found == expected {
+            word.write(new);
+        }
+        found
+    }
+}
+
+/// The client stays with the backend that has answered, where clients do.
+#[inline(always)]
+fn stay<A: Ip>(mirror: &Flow<A>, work: &mut Workspace<A>) {
+    let (affinity, _) = maps::policy_of(mirror.service_port);
+    if affinity != 0 {
+        work.client = AffinityKey { client: work.owner.source, service_port: mirror.service_port };
+        work.selected.id = mirror.backend;
+        work.selected.generation = mirror.generation;
+        affinity::keep(&work.client, &work.selected, true, work.now);
+    }
+}
