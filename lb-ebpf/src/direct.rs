@@ -73,7 +73,7 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
 
 /// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the
 /// connection gets a flow of its own, under another source port: true, and `work.to` has it. A flow that is over makes room.
-#[inline(never)]
+#[inline(always)]
 pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
     work.key = work.packet.tuple.swap();
     let Some(mirror) = maps::any_flow(&work.key) else { return Ok(false) };

@@ -9,14 +9,14 @@ use lb_common::Protocol;
 use lb_common::abi::{Flow, Hook, Reason, handover};
 
 use crate::ip::Ip;
-use crate::maps::Table::{Flows, HalfOpen};
+use crate::maps::Table::Flows;
 use crate::maps::{self, Workspace};
 use crate::open::open;
 use crate::packet::{Next, Packet, send_back, set_mark};
 use crate::reason::{self, service_drop};
 use crate::rewrite::rewrite;
 use crate::select::is_current;
-use crate::{direct, half_open, refuse, settings};
+use crate::settings;
 
 /// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror. A table of the
 /// default size turns over in no less than a few tenths of a second.
@@ -51,9 +51,8 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
     }
     let dialled = &work.packet.tuple;
     if work.packet.tuple.destination == A::hairpin()
-        && let Some(entry) = maps::flow(HalfOpen, &work.packet.tuple)
+        && A::reply(ctx)?
     {
-        half_open::answer(ctx, entry, work)?;
         return translate(ctx, work, Hook::HairpinReply);
     }
     let Some(service_port) = maps::service_port_at(dialled.destination, dialled.destination_port, dialled.protocol)
@@ -63,14 +62,18 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
     if is_left_to_another_proxy(&work.packet) {
         return Ok(Next::Pass);
     }
-    if let Some(hook) = half_open::follow(ctx, work) {
+    if let Some(found) = A::follow(ctx) {
+        let hook = match found {
+            Some(hook) => hook,
+            None => A::try_another(ctx),
+        };
         return translate(ctx, work, hook);
     }
     match open(ctx, service_port, work) {
         Ok(hook) => translate(ctx, work, hook),
         Err(reason) => {
             service_drop(service_port, reason);
-            if reason == Reason::Refused { refuse::refuse(ctx, &work.packet) } else { Err(reason) }
+            if reason == Reason::Refused { A::refuse(ctx) } else { Err(reason) }
         }
     }
 }
@@ -79,9 +82,9 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
 #[inline(always)]
 pub fn to_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
     let Some(entry) = maps::flow(Flows, &work.packet.tuple) else {
-        let Some(entry) = maps::flow(HalfOpen, &work.packet.tuple) else { return Ok(Next::Pass) };
-        half_open::answer(ctx, entry, work)?;
-        rewrite(ctx, &work.packet, &work.to)?;
+        if A::reply(ctx)? {
+            rewrite(ctx, &work.packet, &work.to)?;
+        }
         return Ok(Next::Pass);
     };
     // SAFETY: a map value, valid for the run of the program.
@@ -112,11 +115,11 @@ fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<
 /// A packet without flow to what is no frontend.
 #[inline(always)]
 fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
-    if work.packet.is_syn() && direct::dial(ctx, work)? {
+    if work.packet.is_syn() && A::dial(ctx)? {
         return translate(ctx, work, Hook::FromPod);
     }
     if reason::is_refused(&work.packet.tuple.destination) {
-        return refuse::refuse(ctx, &work.packet);
+        return A::refuse(ctx);
     }
     Ok(Next::Pass)
 }

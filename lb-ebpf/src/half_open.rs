@@ -6,13 +6,13 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::Protocol;
-use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, attempt};
+use lb_common::abi::{AffinityKey, Flow, Hook, Reason, attempt};
 
 use crate::flow::{account, now};
 use crate::ip::Ip;
 use crate::maps::Table::{Flows, HalfOpen};
 use crate::maps::{self, Workspace};
-use crate::packet::{Packet, send_copy, set_mark};
+use crate::packet::{self, Packet, set_mark};
 use crate::rewrite::rewrite;
 use crate::select::{is_current, select};
 use crate::{affinity, health, open};
@@ -26,34 +26,34 @@ const ACKNOWLEDGED: u32 = 1 << 20;
 const UNANSWERED: u64 = 16;
 
 /// A client's packet for a frontend, without a flow: goes on with the half-open one that it belongs to, which leads to
-/// `work.to`. `None`: there is none.
-#[inline(never)]
-pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Hook> {
+/// `work.to`. `None`: there is none. `Some(None)`: [`try_another`] tells where it leads now.
+#[inline(always)]
+pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<Hook>> {
     let entry = maps::flow(HalfOpen, &work.packet.tuple)?;
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
-    let flow = unsafe { *entry };
-    if !matches!(flow.hook, Hook::FromPod | Hook::Hairpin) {
+    work.found = unsafe { *entry };
+    if !matches!(work.found.hook, Hook::FromPod | Hook::Hairpin) {
         return None;
     }
     work.now = now();
-    work.to = flow.to;
+    work.to = work.found.to;
     work.key = work.to.swap();
-    if !may_go_on(ctx, &flow, work) {
+    if !may_go_on(ctx, &work.found, work) {
         remove(work);
         return None;
     }
     account(ctx, &work.packet, entry, work.now);
     if work.packet.is_syn() {
-        let is_copy = work.now.saturating_sub(flow.last_seen) < COPY;
-        if flow.attempt & attempt::ANSWERED == 0 && !is_copy {
-            return Some(try_another(ctx, &flow, work));
+        let is_copy = work.now.saturating_sub(work.found.last_seen) < COPY;
+        if work.found.attempt & attempt::ANSWERED == 0 && !is_copy {
+            return Some(None);
         }
-    } else if has_mirror(&flow, work) && is_proved(ctx, &flow, work) {
+    } else if has_mirror(work) && is_proved(ctx, &work.found, work) {
         // SAFETY: as above.
         work.entry = unsafe { *entry };
         promote(work);
     }
-    Some(flow.hook)
+    Some(Some(work.found.hook))
 }
 
 /// Whether a packet may use the half-open flow that it found. A datagram or a SYN needs a backend that is still there, a SYN also
@@ -75,12 +75,12 @@ fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
 
 /// Whether the mirror of the packet's flow is there; one that was evicted is put back, unless another flow has its place.
 #[inline(always)]
-fn has_mirror<A: Ip>(flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
+fn has_mirror<A: Ip>(work: &mut Workspace<A>) -> bool {
     if let Some(mirror) = maps::any_flow(&work.key) {
         // SAFETY: a map value, valid for the run of the program.
         return unsafe { (*mirror).to.swap() } == work.packet.tuple;
     }
-    work.entry = *flow;
+    work.entry = work.found;
     work.entry.last_seen = work.now;
     work.entry.make_other_half(&work.packet.tuple);
     maps::add_flow(HalfOpen, &work.key, &work.entry)
@@ -124,17 +124,17 @@ fn remove<A: Ip>(work: &Workspace<A>) {
 /// A SYN was left unanswered for so long that the client has sent it again: leads the flow to another backend if there is
 /// one. The earlier mirror stays, in case that its backend answers after all.
 #[inline(always)]
-fn try_another<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &mut Workspace<A>) -> Hook {
-    let slots = maps::slots_of(flow.service_port);
-    let (_, flags) = maps::policy_of(flow.service_port);
+pub fn try_another<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Hook {
+    let slots = maps::slots_of(work.found.service_port);
+    let (_, flags) = maps::policy_of(work.found.service_port);
     if slots.len <= 1 || !health::is_watched(flags) {
-        return flow.hook;
+        return work.found.hook;
     }
-    health::failed::<A>(flow.backend, flow.generation, work.now);
-    work.attempt = (flow.attempt & attempt::NUMBER) + 1;
-    work.except = flow.backend;
-    if let Ok(Some(hook)) = open::pick(ctx, slots, true, work) {
-        work.entry = *flow;
+    health::failed::<A>(work.found.backend, work.found.generation, work.now);
+    work.attempt = (work.found.attempt & attempt::NUMBER) + 1;
+    work.except = work.found.backend;
+    if let Ok(Some(hook)) = A::pick(ctx, slots.start, slots.len, 1) {
+        work.entry = work.found;
         work.entry.packets += 1;
         work.entry.bytes += u64::from(Packet::<A>::len(ctx));
         work.entry.backend = work.selected.id;
@@ -146,66 +146,77 @@ fn try_another<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &mut Workspace<A>) 
             return hook;
         }
     }
-    work.to = flow.to;
-    flow.hook
+    work.to = work.found.to;
+    work.found.hook
 }
 
 /// Sends a copy of a client's SYN to the suspect that would have got it, to learn whether it is back. Nobody waits for the
-/// answer.
-#[inline(never)]
-pub fn probe<A: Ip>(ctx: &TcContext, slots: SlotRange, work: &mut Workspace<A>) {
-    let (from, to) = (work.packet.tuple, work.to);
-    if select(&from, slots, work.probe, &mut work.selected)
-        && open::take(ctx, from.source_port, work) == Some(Hook::FromPod)
+/// answer. The flow itself is `work.entry`.
+#[inline(always)]
+pub fn probe<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) {
+    if select(&work.packet.tuple, maps::slots_of(service_port), work.probe, &mut work.selected)
+        && A::take(ctx, u32::from(work.packet.tuple.source_port)) == Some(Hook::FromPod)
     {
         work.key = work.to.swap();
-        work.mirror = work.entry;
-        work.mirror.make_other_half(&from);
         work.mirror.backend = work.selected.id;
         work.mirror.generation = work.selected.generation;
         work.mirror.attempt = attempt::PROBE | work.probe;
-        if maps::add_flow(HalfOpen, &work.key, &work.mirror) && rewrite(ctx, &work.packet, &work.to).is_ok() {
-            set_mark(ctx);
-            send_copy(ctx);
-            work.packet.tuple = work.to;
-            // What could be written once can be written again.
-            let _ = rewrite(ctx, &work.packet, &from);
-            work.packet.tuple = from;
+        if maps::add_flow(HalfOpen, &work.key, &work.mirror) {
+            A::send_copy(ctx);
         }
     }
-    work.to = to;
+    work.to = work.entry.to;
 }
 
-/// An answer to a half-open flow, whose mirror is `entry`: the client may see it, as `work.to`, if no other backend was faster.
-#[inline(never)]
-pub fn answer<A: Ip>(ctx: &TcContext, entry: *mut Flow<A>, work: &mut Workspace<A>) -> Result<(), Reason> {
+/// Sends a copy of the packet to `work.to`.
+#[inline(always)]
+pub fn send_copy<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) {
+    if rewrite(ctx, &work.packet, &work.to).is_err() {
+        return;
+    }
+    set_mark(ctx);
+    packet::send_copy(ctx);
+    work.key = work.packet.tuple;
+    work.packet.tuple = work.to;
+    // What could be written once can be written again.
+    let _ = rewrite(ctx, &work.packet, &work.key);
+    work.packet.tuple = work.key;
+}
+
+/// An answer to a half-open flow: the client may see it, as `work.to`, if no other backend was faster. False: it is none.
+#[inline(always)]
+pub fn answer<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
+    let Some(entry) = maps::flow(HalfOpen, &work.packet.tuple) else { return Ok(false) };
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
-    let mirror = unsafe { *entry };
-    work.to = mirror.to;
+    work.found = unsafe { *entry };
+    if !matches!(work.found.hook, Hook::ToPod | Hook::HairpinReply) {
+        return Ok(false);
+    }
+    work.to = work.found.to;
     work.now = now();
-    if mirror.packets == 0 {
-        let is_probe = mirror.attempt & attempt::PROBE != 0;
+    if work.found.packets == 0 {
+        let is_probe = work.found.attempt & attempt::PROBE != 0;
         if is_probe && work.packet.is_reset() {
             return Err(Reason::LateAnswer);
         }
-        health::answered::<A>(mirror.backend, mirror.generation);
-        if !wins(&mirror, work) {
+        health::answered::<A>(work.found.backend, work.found.generation);
+        if !wins(work) {
             return Err(Reason::LateAnswer);
         }
-        stay(&mirror, work);
+        stay(work);
         if work.packet.is_syn_ack() {
             // SAFETY: as above.
             unsafe { (*entry).sequence = work.packet.numbers(ctx).0.wrapping_add(1) };
         }
     }
     account(ctx, &work.packet, entry, work.now);
-    Ok(())
+    Ok(true)
 }
 
 /// Whether no other backend has answered the flow of this mirror. The client's half then leads to this one.
 #[inline(always)]
-fn wins<A: Ip>(mirror: &Flow<A>, work: &mut Workspace<A>) -> bool {
-    work.owner = mirror.to.swap();
+fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
+    work.owner = work.found.to.swap();
     let Some(half) = maps::flow(HalfOpen, &work.owner) else {
         // SAFETY: a map value, valid for the run of the program.
         return match maps::flow(Flows, &work.owner) {
@@ -214,16 +225,16 @@ fn wins<A: Ip>(mirror: &Flow<A>, work: &mut Workspace<A>) -> bool {
             None => true,
         };
     };
-    let is_claimed = claim(half, mirror.attempt);
+    let is_claimed = claim(half, work.found.attempt);
     // SAFETY: a map value, valid for the run of the program.
     let is_led_here = unsafe { (*half).to.swap() } == work.packet.tuple;
     if is_claimed && !is_led_here {
         // SAFETY: as above.
         work.entry = unsafe { *half };
         work.entry.to = work.packet.tuple.swap();
-        work.entry.backend = mirror.backend;
-        work.entry.generation = mirror.generation;
-        work.entry.attempt = attempt::ANSWERED | mirror.attempt;
+        work.entry.backend = work.found.backend;
+        work.entry.generation = work.found.generation;
+        work.entry.attempt = attempt::ANSWERED | work.found.attempt;
         maps::put_flow(HalfOpen, &work.owner, &work.entry);
     }
     is_claimed
@@ -274,12 +285,12 @@ unsafe fn compare_and_swap(word: *mut u64, expected: u64, new: u64) -> u64 {
 
 /// The client stays with the backend that has answered, where clients do.
 #[inline(always)]
-fn stay<A: Ip>(mirror: &Flow<A>, work: &mut Workspace<A>) {
-    let (affinity, _) = maps::policy_of(mirror.service_port);
+fn stay<A: Ip>(work: &mut Workspace<A>) {
+    let (affinity, _) = maps::policy_of(work.found.service_port);
     if affinity != 0 {
-        work.client = AffinityKey { client: work.owner.source, service_port: mirror.service_port };
-        work.selected.id = mirror.backend;
-        work.selected.generation = mirror.generation;
+        work.client = AffinityKey { client: work.owner.source, service_port: work.found.service_port };
+        work.selected.id = work.found.backend;
+        work.selected.generation = work.found.generation;
         affinity::keep(&work.client, &work.selected, true, work.now);
     }
 }

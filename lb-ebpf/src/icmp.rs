@@ -23,7 +23,7 @@ pub enum At {
 }
 
 /// An ICMP message at a pod's interface.
-#[inline(never)]
+#[inline(always)]
 pub fn message<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Result<Next, Reason> {
     if work.packet.part != Part::Whole {
         return Ok(Next::Pass);

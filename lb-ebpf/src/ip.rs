@@ -7,6 +7,7 @@ use lb_common::wire::{
 };
 use lb_common::{Address4, Address6, checksum};
 
+use crate::global::Global;
 use crate::maps::Maps;
 use crate::packet::{bounded, ptr_at};
 use crate::refuse::Answer;
@@ -65,7 +66,7 @@ impl<A: Ip> Network<A> {
 }
 
 /// An address family.
-pub trait Ip: Maps + Answer {
+pub trait Ip: Maps + Answer + Global {
     /// In the byte order of the machine.
     const ETHERTYPE: u16;
     /// Length of the header without options and extension headers, bytes.

@@ -19,6 +19,7 @@ mod affinity;
 mod direct;
 mod flow;
 mod fragment;
+mod global;
 mod half_open;
 mod health;
 mod icmp;
@@ -95,11 +96,11 @@ fn verdict<A: Ip>(ctx: &TcContext, at: At) -> i32 {
 #[inline(always)]
 fn handle<A: Ip>(ctx: &TcContext, at: At) -> Result<Next, Reason> {
     let work = A::workspace().ok_or(Reason::Malformed)?;
-    if !work.packet.parse(ctx)? {
+    if !A::read(ctx)? {
         return Ok(Next::Pass);
     }
     if work.packet.content == Content::Icmp {
-        return icmp::message(ctx, work, at);
+        return A::icmp(ctx, at as u32);
     }
     match work.packet.part {
         Part::Whole => {}

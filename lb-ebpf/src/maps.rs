@@ -89,7 +89,9 @@ pub struct Workspace<A> {
     pub client: AffinityKey<A>,
     /// What a socket of the client would look like.
     pub socket: SocketTuple<A>,
-    /// Its mirror.
+    /// The half-open entry that was found.
+    pub found: Flow<A>,
+    /// The mirror of `entry`.
     pub mirror: Flow<A>,
     /// The choice by which a suspect was found that is to be tried.
     pub probe: u32,

@@ -10,7 +10,7 @@ use crate::maps::{Table, Workspace};
 use crate::packet::{self, Packet};
 use crate::reason::{self, add_one};
 use crate::select::select;
-use crate::{affinity, direct, half_open, health, lifetime, maps, settings};
+use crate::{affinity, direct, health, lifetime, maps, settings};
 
 /// How many choices a flow has, before it is given another source port than the client's, and how many of those. While half of the
 /// backends are suspect, all choices are so for one flow in 65,536.
@@ -24,7 +24,7 @@ const FIRST_SPARE_PORT: u16 = 61_000;
 const SPARE_PORTS: u32 = 4536;
 
 /// Selects a backend and adds the flow with its mirror. What becomes of the packets is `work.to` at the hook that is returned.
-#[inline(never)]
+#[inline(always)]
 pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) -> Result<Hook, Reason> {
     if work.packet.tuple.source == work.packet.tuple.destination {
         return Err(Reason::Land);
@@ -32,12 +32,18 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
     if maps::is_cluster_ip(&work.packet.tuple.source) {
         return Err(Reason::VipSource);
     }
-    let (affinity, flags) = maps::policy_of(service_port);
-    let slots = maps::slots_of(service_port);
-    if slots.len == 0 {
-        return Err(reason::of_empty(flags));
+    work.probe = NO_PROBE;
+    let hook = A::choose(ctx, service_port)?;
+    A::enter(ctx, service_port, hook as u32)?;
+    if work.probe != NO_PROBE {
+        A::probe(ctx, service_port);
     }
-    let hook = choose(ctx, service_port, slots, (affinity, flags), work)?;
+    Ok(hook)
+}
+
+/// Adds a flow to `work.selected`, which is `work.to`.
+#[inline(always)]
+pub fn enter<A: Ip>(ctx: &TcContext, service_port: u32, hook: Hook, work: &mut Workspace<A>) -> Result<(), Reason> {
     work.entry.backend = work.selected.id;
     work.entry.generation = work.selected.generation;
     work.entry.service_port = service_port;
@@ -45,10 +51,7 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
     work.entry.attempt = work.attempt;
     add(ctx, Table::HalfOpen, work)?;
     count_connection::<A>(service_port, work.selected.id);
-    if work.probe != NO_PROBE {
-        half_open::probe(ctx, slots, work);
-    }
-    Ok(hook)
+    Ok(())
 }
 
 /// Adds the two entries of a flow from `work.packet.tuple` to `work.to`, for its first packet. The hook, the backend, the choice and the
@@ -100,13 +103,12 @@ fn add_mirror<A: Ip>(table: Table, key: &Tuple<A>, mirror: &Flow<A>) -> Result<(
 /// suspect and whose replies can be told from those of other flows; other source ports are the last resort. What the flow makes of
 /// packets is `work.to`.
 #[inline(always)]
-fn choose<A: Ip>(
-    ctx: &TcContext,
-    service_port: u32,
-    slots: SlotRange,
-    (affinity, flags): (u32, u32),
-    work: &mut Workspace<A>,
-) -> Result<Hook, Reason> {
+pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) -> Result<Hook, Reason> {
+    let (affinity, flags) = maps::policy_of(service_port);
+    let slots = maps::slots_of(service_port);
+    if slots.len == 0 {
+        return Err(reason::of_empty(flags));
+    }
     work.now = now();
     work.client = AffinityKey { client: work.packet.tuple.source, service_port };
     let is_watched = slots.len > 1 && health::is_watched(flags);
@@ -116,7 +118,7 @@ fn choose<A: Ip>(
     let stays = had && !leaves;
     work.attempt = 0;
     work.except = Flow::<A>::NO_BACKEND;
-    let found = if stays { None } else { pick(ctx, slots, is_watched, work)? };
+    let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched))? };
     let hook = match found {
         Some(hook) => hook,
         None => {
@@ -139,7 +141,7 @@ fn choose<A: Ip>(
 
 /// Takes the first of the choices from `work.attempt` on that is not `work.except`. `None`: all of them are suspect, or have the replies of other
 /// flows. A suspect that is to be tried is noted in `work.probe`.
-#[inline(never)]
+#[inline(always)]
 pub fn pick<A: Ip>(
     ctx: &TcContext,
     slots: SlotRange,
@@ -148,7 +150,6 @@ pub fn pick<A: Ip>(
 ) -> Result<Option<Hook>, Reason> {
     let is_datagram = work.packet.tuple.protocol == Protocol::Udp;
     work.namespace = direct::namespace_of(packet::interface(ctx));
-    work.probe = NO_PROBE;
     let first = work.attempt;
     for choice in 0..CHOICES {
         work.attempt = (first + choice) & attempt::NUMBER;
@@ -168,7 +169,7 @@ pub fn pick<A: Ip>(
                 continue;
             }
         }
-        let hook = take(ctx, work.packet.tuple.source_port, work);
+        let hook = A::take(ctx, u32::from(work.packet.tuple.source_port));
         if hook.is_some() {
             return Ok(hook);
         }
@@ -182,7 +183,7 @@ fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook
     for attempt in 0..=SPARE_ATTEMPTS {
         let own = work.packet.tuple.source_port;
         let source_port = if attempt == 0 { own } else { spare(&work.packet.tuple, attempt) };
-        if let Some(hook) = take(ctx, source_port, work) {
+        if let Some(hook) = A::take(ctx, u32::from(source_port)) {
             return Ok(hook);
         }
     }
@@ -193,7 +194,7 @@ fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook
 /// not be told from another flow, or from a connection that the pod has made without a service.
 ///
 /// A function of its own, so that the verifier forgets the many ways through it at each turn of a loop.
-#[inline(never)]
+#[inline(always)]
 pub fn take<A: Ip>(ctx: &TcContext, source_port: u16, work: &mut Workspace<A>) -> Option<Hook> {
     let has_same_ports =
         source_port == work.packet.tuple.source_port && work.selected.port == work.packet.tuple.destination_port;

@@ -154,9 +154,7 @@ pub struct Packet<A> {
 
 impl<A: Ip> Packet<A> {
     /// Reads all fields anew. False: not a packet that could be for a service. `Err`: it could be, but cannot be told.
-    ///
-    /// A function of its own, so that the verifier forgets the many ways through it.
-    #[inline(never)]
+    #[inline(always)]
     pub fn parse(&mut self, ctx: &TcContext) -> Result<bool, Reason> {
         if let Some(parsed) = self.parse_linear(ctx) {
             return parsed;

@@ -23,7 +23,7 @@ const HOP_LIMIT: u8 = 64;
 
 /// Answers in the name of the address that was dialled, or is silent: to a RST, to a fragment without ports, and when too
 /// many were told in this second.
-#[inline(never)]
+#[inline(always)]
 pub fn refuse<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason> {
     let is_tcp = packet.tuple.protocol == Protocol::Tcp;
     if packet.part == Part::Later || (is_tcp && (packet.is_reset() || packet.part != Part::Whole)) {

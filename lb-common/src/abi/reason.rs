@@ -21,6 +21,15 @@ macro_rules! reasons {
                 }
             }
 
+            /// The one with this index; of indices that there are not, any.
+            #[must_use]
+            pub const fn numbered(index: u32) -> Self {
+                match index {
+                    $($index => Self::$variant,)+
+                    _ => Self::Malformed,
+                }
+            }
+
             /// Whether the packet was dropped; it was passed on untouched otherwise.
             #[must_use]
             pub const fn drops(self) -> bool {
