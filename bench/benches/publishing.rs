@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     Object::load(
         OBJECT,
         &pins,
-        &Sizes { limits: LIMITS, flows: 1024, affinity: 1024, sockets: 1024, unserved: None },
+        &Sizes { limits: LIMITS, flows: 1024, half_open: 1 << 14, affinity: 1024, sockets: 1024, unserved: None },
         Settings::default(),
     )?;
     let mut maps = Maps::open(&pins, true)?;

@@ -49,7 +49,7 @@ impl Maps {
         let pins = Pins::new(reaper.bpffs());
         pins.create().unwrap();
         let limits = Limits { frontends: 64, service_ports: 64, backends: 64, slots: 1024 };
-        let sizes = Sizes { limits, flows, affinity: 4096, sockets: 1024, unserved: None };
+        let sizes = Sizes { limits, flows, half_open: 1024, affinity: 4096, sockets: 1024, unserved: None };
         // No packet comes: the programs are loaded for the maps only.
         Object::load(OBJECT, &pins, &sizes, Settings::default()).unwrap();
         Self { pins, _reaper: reaper }
@@ -119,6 +119,8 @@ fn pair<A: Address>(number: u32, protocol: Protocol, seconds: u64) -> [(Tuple<A>
         established: true,
         last_seen: now() - seconds * SECOND,
         packets: 3,
+        sequence: 0,
+        attempt: 0,
         bytes: 180,
     };
     [(from, flow), (to.swap(), Flow { to: from.swap(), hook: Hook::ToPod, ..flow })]

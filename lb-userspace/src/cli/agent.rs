@@ -13,7 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::agent::{self, Options, Source};
 use crate::config::{Configuration, number};
-use crate::dataplane::{Handover, Pins, Settings, Sizes, SocketLb, UnservedPorts};
+use crate::dataplane::{Handover, PassiveHealth, Pins, Settings, Sizes, SocketLb, UnservedPorts};
 use crate::source::kube;
 use crate::state::Limits;
 
@@ -49,9 +49,13 @@ pub(super) struct Arguments {
     /// IP families to serve. The maps of one that is left out take next to no memory.
     #[arg(long, value_name = "FAMILIES", value_delimiter = ',', default_value = "IPv4,IPv6", value_parser = ip_family)]
     ip_families: Vec<Family>,
-    /// Entries of the flow table of each IP family: two for each connection, 136 bytes each, 184 of IPv6.
+    /// Entries of the flow table of each IP family: two for each connection, 144 bytes each, 192 of IPv6.
     #[arg(long, value_name = "NUMBER", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     max_flows: u32,
+    /// Entries of the table of half-open flows of each IP family: two for each connection that is being made, and for each
+    /// exchange of datagrams that the client has not gone on with. A flood of first packets fills this table only.
+    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    max_half_open_flows: u32,
     /// Clients of each IP family that stay with their backend by session affinity, one for each service port that they dial.
     #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
     max_affinity: u32,
@@ -82,6 +86,9 @@ pub(super) struct Arguments {
     /// Whether cluster IPs of services with backends answer ICMP echo requests (ping) of pods.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     answer_echo: bool,
+    /// Whether a SYN that is sent again goes to another backend, and new connections pass over backends that do not answer.
+    #[arg(long, value_enum, default_value_t = PassiveHealth::On)]
+    passive_health: PassiveHealth,
     /// What becomes of packets to ports that a service's cluster IP does not serve.
     #[arg(long, value_enum, default_value_t = UnservedPorts::Pass)]
     unserved_ports: UnservedPorts,
@@ -146,6 +153,7 @@ impl Arguments {
                     slots: self.max_slots,
                 },
                 flows: self.max_flows,
+                half_open: self.max_half_open_flows,
                 affinity: self.max_affinity,
                 sockets: self.max_sockets,
                 unserved: Family::ALL.into_iter().find(|family| !self.ip_families.contains(family)),
@@ -178,6 +186,7 @@ impl Arguments {
             mark: self.mark,
             handover: self.handover,
             answer_echo: self.answer_echo,
+            passive_health: self.passive_health,
             unserved_ports: self.unserved_ports,
             idle: IdleTimes {
                 tcp_established: self.conntrack_tcp_timeout_established,

@@ -34,8 +34,8 @@ struct FlowRow {
 pub(super) fn list(maps: &Maps, format: Format) -> Result<()> {
     let labels = service::labels(&maps.names()?);
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
-    let mut rows = rows(maps.v4.flows.entries()?, &labels, now);
-    rows.append(&mut self::rows(maps.v6.flows.entries()?, &labels, now));
+    let mut rows = rows(maps.v4.all_flows()?, &labels, now);
+    rows.append(&mut self::rows(maps.v6.all_flows()?, &labels, now));
     rows.sort_by_key(|row| (row.frontend, row.client, row.backend));
     output::print(
         format,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
+    FrontendKey, Health, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
@@ -34,9 +34,12 @@ where
     frontends: Table<FrontendKey<A>, Frontend>,
     vips: Table<A, Vip>,
     backends: SharedArray<Backend<A>>,
-    backend_stats: PerCpuArray<MapData, u64>,
+    backend_stats: PerCpuArray<MapData, [u64; 4]>,
+    health: Table<u32, Health>,
     /// Flows, and their mirrors.
     pub flows: Table<Tuple<A>, Flow<A>>,
+    /// Those of which it is not known yet whether both sides want them.
+    pub half_open: Table<Tuple<A>, Flow<A>>,
     /// Which client stays with which backend.
     pub affinity: Table<AffinityKey<A>, Affinity>,
     /// Ports of packets that came in fragments.
@@ -65,6 +68,8 @@ where
             backends: shared(pins, names.backends, writable)?,
             backend_stats: per_cpu(pins, names.backend_stats)?,
             flows: Table::open(pins, names.flows)?,
+            half_open: Table::open(pins, names.half_open)?,
+            health: Table::open(pins, names.health)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
             sockets: Table::open(pins, names.sockets)?,
@@ -151,7 +156,27 @@ where
     /// # Errors
     /// When the map cannot be read.
     pub fn backend_stats(&self, backend: u32) -> Result<BackendStats> {
-        Ok(BackendStats { connections: self.backend_stats.get(&backend, 0)?.iter().sum() })
+        let per_cpu = self.backend_stats.get(&backend, 0)?;
+        let sum = |field: usize| per_cpu.iter().map(|values| values[field]).sum();
+        Ok(BackendStats { connections: sum(0), failures: sum(1), skipped: sum(2), recoveries: sum(3) })
+    }
+
+    /// What the programs have seen of a backend.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn health(&self, backend: u32) -> Result<Health> {
+        Ok(self.health.get(&backend)?.unwrap_or_default())
+    }
+
+    /// All halves of flows, the half-open ones included.
+    ///
+    /// # Errors
+    /// When the maps cannot be read, or an entry is none of this layout.
+    pub fn all_flows(&self) -> Result<Vec<(Tuple<A>, Flow<A>)>> {
+        let mut flows = self.flows.entries()?;
+        flows.extend(self.half_open.entries()?);
+        Ok(flows)
     }
 
     pub(super) fn usage(&self) -> Result<Vec<MapUse>> {
@@ -165,6 +190,7 @@ where
             used(&self.vips)?,
             MapUse { name: self.names.backends, used: backends, size: self.backends.len() },
             used(&self.flows)?,
+            used(&self.half_open)?,
             used(&self.affinity)?,
             used(&self.fragments)?,
             used(&self.sockets)?,
@@ -176,7 +202,7 @@ where
         // Nothing was counted for an entry that was never used.
         if generation > 1 {
             self.backend_stats
-                .set(id, PerCpuValues::try_from(vec![0; cpus()?])?, 0)
+                .set(id, PerCpuValues::try_from(vec![[0; 4]; cpus()?])?, 0)
                 .with_context(|| format!("cannot write to {}", self.names.backend_stats))?;
         }
         let port = address.port();

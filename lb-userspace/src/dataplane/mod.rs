@@ -31,7 +31,7 @@ pub use figures::Figures;
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
-pub use object::{Handover, OBJECT, Object, Settings, SocketLb, UnservedPorts};
+pub use object::{Handover, OBJECT, Object, PassiveHealth, Settings, SocketLb, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
@@ -41,7 +41,7 @@ pub use table::{Entry, Table};
 
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
+    Health, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -54,6 +54,9 @@ pub struct Sizes {
     pub limits: Limits,
     /// Entries of `FLOWS_4` and `FLOWS_6`: two for each connection.
     pub flows: u32,
+    /// Entries of `HALF_OPEN_4` and `HALF_OPEN_6`: two for each connection that is being made, and for each exchange of datagrams of
+    /// which the client has sent one only.
+    pub half_open: u32,
     /// Entries of `AFFINITY_4` and `AFFINITY_6`: one for each client of each service port with session affinity.
     pub affinity: u32,
     /// Entries of `SOCKETS_4` and `SOCKETS_6`: one for each connection of a process, two for each exchange of datagrams.
@@ -77,6 +80,8 @@ struct Names {
     backends: &'static str,
     backend_stats: &'static str,
     flows: &'static str,
+    half_open: &'static str,
+    health: &'static str,
     affinity: &'static str,
     fragments: &'static str,
     sockets: &'static str,
@@ -91,6 +96,8 @@ impl Names {
                 backends: "BACKENDS_4",
                 backend_stats: "BACKEND_STATS_4",
                 flows: "FLOWS_4",
+                half_open: "HALF_OPEN_4",
+                health: "HEALTH_4",
                 affinity: "AFFINITY_4",
                 fragments: "FRAGMENTS_4",
                 sockets: "SOCKETS_4",
@@ -101,6 +108,8 @@ impl Names {
                 backends: "BACKENDS_6",
                 backend_stats: "BACKEND_STATS_6",
                 flows: "FLOWS_6",
+                half_open: "HALF_OPEN_6",
+                health: "HEALTH_6",
                 affinity: "AFFINITY_6",
                 fragments: "FRAGMENTS_6",
                 sockets: "SOCKETS_6",
@@ -140,7 +149,7 @@ impl Sizes {
         shapes
     }
 
-    fn shapes_of<A: Address>(&self) -> [MapShape; 8] {
+    fn shapes_of<A: Address>(&self) -> [MapShape; 10] {
         let or_one = |entries| if self.unserved == Some(A::FAMILY) { 1 } else { entries };
         let (frontends, backends) = (or_one(self.limits.frontends), or_one(self.limits.backends));
         let names = Names::of(A::FAMILY);
@@ -150,6 +159,8 @@ impl Sizes {
             shape::<u32, Backend<A>>(names.backends, backends),
             shape::<u32, BackendStats>(names.backend_stats, backends),
             shape::<Tuple<A>, Flow<A>>(names.flows, or_one(self.flows)),
+            shape::<Tuple<A>, Flow<A>>(names.half_open, or_one(self.half_open)),
+            shape::<u32, Health>(names.health, backends),
             shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
             shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
             shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, or_one(self.sockets)),

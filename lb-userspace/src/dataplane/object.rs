@@ -26,9 +26,11 @@ pub struct Settings {
     pub mark: u32,
     /// Which connections are left to another proxy.
     pub handover: Handover,
-    /// Whether an ICMP echo request to a virtual address that has a backend is answered.
+    /// Whether an ICMP echo request to a cluster IP that has a backend is answered.
     pub answer_echo: bool,
-    /// What becomes of packets to ports that a virtual address does not serve.
+    /// Whether backends that do not answer are passed over.
+    pub passive_health: PassiveHealth,
+    /// What becomes of packets to ports that a cluster IP does not serve.
     pub unserved_ports: UnservedPorts,
     /// How long flows may be idle.
     pub idle: IdleTimes,
@@ -47,6 +49,7 @@ impl Default for Settings {
             mark: 0,
             handover: Handover::None,
             answer_echo: true,
+            passive_health: PassiveHealth::On,
             unserved_ports: UnservedPorts::Pass,
             idle: IdleTimes::DEFAULT,
             hairpin: (Ipv4Addr::new(169, 254, 109, 1), Ipv6Addr::new(0xfd00, 0x7669, 0x6164, 0x7563, 0x7400, 0, 0, 1)),
@@ -56,7 +59,17 @@ impl Default for Settings {
     }
 }
 
-/// What becomes of packets to ports that a virtual address does not serve.
+/// Whether a SYN that is sent again goes to another backend, and new connections pass over backends that do not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PassiveHealth {
+    /// They do.
+    #[default]
+    On,
+    /// All backends are treated alike, whether they answer or not.
+    Off,
+}
+
+/// What becomes of packets to ports that a cluster IP does not serve.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum UnservedPorts {
     /// They pass on untouched, as to any other address.
@@ -112,7 +125,11 @@ impl Settings {
             UnservedPorts::Pass => 0,
             UnservedPorts::Refuse => options::REFUSE_UNSERVED,
         };
-        echo | unserved
+        let health = match self.passive_health {
+            PassiveHealth::On => options::PASSIVE_HEALTH,
+            PassiveHealth::Off => 0,
+        };
+        echo | unserved | health
     }
 }
 

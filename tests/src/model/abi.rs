@@ -95,6 +95,8 @@ fn flow<A: Address>(flow: &Flow) -> abi::Flow<A> {
         last_seen: flow.last_seen,
         packets: flow.packets,
         bytes: flow.bytes,
+        sequence: 0,
+        attempt: 0,
     }
 }
 

@@ -76,6 +76,8 @@ impl Collector {
             stages: vec![
                 Box::new(Flows::<Address4>::open(pins)?),
                 Box::new(Flows::<Address6>::open(pins)?),
+                Box::new(Flows::<Address4>::half_open(pins)?),
+                Box::new(Flows::<Address6>::half_open(pins)?),
                 Box::new(stages::affinities::<Address4>(pins)?),
                 Box::new(stages::affinities::<Address6>(pins)?),
                 Box::new(stages::fragments::<Address4>(pins)?),

@@ -8,7 +8,7 @@ use lb_common::abi::{
 };
 use lb_common::{Address, Protocol, Tuple};
 
-use super::judge::{Judge, Verdict, is_clients};
+use super::judge::{Cause, Judge, Verdict, is_clients};
 use super::{Round, Tick};
 use crate::dataplane::{Entry, MapUse, Names, Pins, Table, Walk};
 
@@ -36,6 +36,7 @@ where
     backends: Table<u32, Backend<A>>,
     walk: Walk,
     met: BTreeMap<Protocol, u64>,
+    is_half_open: bool,
     has_room: bool,
     rounds: u32,
 }
@@ -47,13 +48,22 @@ where
     Backend<A>: Entry,
 {
     pub(super) fn open(pins: &Pins) -> Result<Self> {
-        let names = Names::of(A::FAMILY);
+        Self::of(pins, Names::of(A::FAMILY).flows, false)
+    }
+
+    /// Of half-open flows nothing is put back: who sends on makes them anew.
+    pub(super) fn half_open(pins: &Pins) -> Result<Self> {
+        Self::of(pins, Names::of(A::FAMILY).half_open, true)
+    }
+
+    fn of(pins: &Pins, name: &'static str, is_half_open: bool) -> Result<Self> {
         Ok(Self {
-            table: Table::open(pins, names.flows)?,
-            backends: Table::open(pins, names.backends)?,
+            table: Table::open(pins, name)?,
+            backends: Table::open(pins, Names::of(A::FAMILY).backends)?,
             walk: Walk::default(),
             met: BTreeMap::new(),
-            has_room: true,
+            is_half_open,
+            has_room: !is_half_open,
             rounds: 0,
         })
     }
@@ -105,6 +115,8 @@ where
                 Verdict::Keep => {}
                 Verdict::Remove(cause) => {
                     let other = other.as_ref().filter(|other| other.to == key.swap());
+                    // The mirror of an attempt that another backend has won is no sign of a full table.
+                    let cause = if self.is_half_open && cause == Cause::Single { Cause::Expired } else { cause };
                     if self.remove((&key, &entry), other.map(|other| (&other_key, other)))? {
                         *tick.collected.entry(cause).or_default() += 1;
                     }
@@ -122,10 +134,10 @@ where
         let used = self.met.values().sum::<u64>();
         let size = self.table.size();
         // A table evicts before it is quite full, since each CPU keeps some free entries.
-        self.has_room = used < u64::from(size) / 8 * 7;
+        self.has_room = !self.is_half_open && used < u64::from(size) / 8 * 7;
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             let count = self.met.remove(&protocol).unwrap_or_default();
-            round.flow_entries.insert((A::FAMILY, protocol), count);
+            *round.flow_entries.entry((A::FAMILY, protocol)).or_default() += count;
         }
         round.maps.push(map_use(self.table.name(), used, size));
     }
