@@ -1,0 +1,48 @@
+//! A flood of openings at one service, beside connections of another.
+
+use std::thread;
+use std::time::Duration;
+
+use viaduct_tests::needs_root;
+use viaduct_tests::traffic::{Arrivals, Flood, Flooded, Opening};
+
+use super::cluster::{CONNECTIONS, Cluster, FLOODED, SHOP, WEB, shown, vips};
+use super::promises::{FLOOD, factor};
+
+const LENGTH: Duration = Duration::from_secs(10);
+const PER_SECOND: u32 = 50;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_flood_of_one_service_breaks_no_connection_of_another() {
+    needs_root!();
+    for opening in [Opening::Syn, Opening::SynAndAck] {
+        let cluster = Cluster::new();
+        cluster.lab.start_agents().unwrap();
+        let steady = cluster.steady();
+        let arrivals = Arrivals::start(cluster.client(), &vips(WEB, 80), PER_SECOND, PATIENCE);
+        thread::sleep(Duration::from_secs(1));
+        let (node, other) = (cluster.node().namespace(), cluster.lab.pod("other"));
+        let flood = Flood::start(other, node, &vips(FLOODED, 80), opening).unwrap();
+        thread::sleep(LENGTH * factor());
+        let Flooded { openings, packets, took } = flood.finish().unwrap();
+        thread::sleep(Duration::from_secs(1));
+        let (arrived, outcome) = (arrivals.finish(), steady.finish());
+        let failed: Vec<_> = arrived.iter().filter_map(|arrival| arrival.answered.as_ref().err()).collect();
+        let late = arrived.iter().filter(|arrival| !arrival.is_immediate()).count() - failed.len();
+        let opened = cluster.opened(&[WEB, SHOP]);
+        let made = (CONNECTIONS + arrived.len()) as u64;
+        let found = format!(
+            "{opening:?}: {:.0} packets a second, {openings} openings; {}; {} new connections, {late} of them open after a \
+             retransmission, {} failed {:?}; {} flows opened anew, since they were evicted",
+            packets as f64 / took.as_secs_f64(),
+            shown(&outcome),
+            arrived.len(),
+            failed.len(),
+            failed.first(),
+            opened.saturating_sub(made)
+        );
+        let is_good = outcome.broken.is_empty() && outcome.answers == outcome.requests && failed.is_empty();
+        FLOOD.check(is_good, found);
+    }
+}
