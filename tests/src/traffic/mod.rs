@@ -7,7 +7,8 @@
 //! - [`Flood`]: openings from invented clients, as fast as one processor sends.
 //! - [`flush_flows`], [`KubeProxy`]: what is done to a node, and what serves beside Viaduct.
 //!
-//! A request and its answer are two numbers of eight bytes: the number of the request, and the number of the server.
+//! A request is two numbers of eight bytes: its own, and after how many milliseconds it is to be answered. So is the answer:
+//! the same number, and that of the server.
 
 mod arrivals;
 mod background;
@@ -30,16 +31,16 @@ pub use self::steady::{Outcome, Steady};
 const MESSAGE: usize = 16;
 
 /// Two numbers as they are sent.
-fn message(number: u64, server: u64) -> [u8; MESSAGE] {
+fn message(first: u64, second: u64) -> [u8; MESSAGE] {
     let mut bytes = [0; MESSAGE];
-    bytes[..8].copy_from_slice(&number.to_be_bytes());
-    bytes[8..].copy_from_slice(&server.to_be_bytes());
+    bytes[..8].copy_from_slice(&first.to_be_bytes());
+    bytes[8..].copy_from_slice(&second.to_be_bytes());
     bytes
 }
 
 /// The two numbers of a message.
 fn numbers(message: &[u8; MESSAGE]) -> (u64, u64) {
-    let (number, server) = message.split_at(8);
+    let (first, second) = message.split_at(8);
     let read = |bytes: &[u8]| bytes.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
-    (read(number), read(server))
+    (read(first), read(second))
 }

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::sleep;
 
 use super::background::{Background, stopped};
 use super::{MESSAGE, message, numbers};
@@ -100,7 +102,11 @@ async fn answer(mut stream: TcpStream, server: u64, counts: &Counts) -> std::io:
     loop {
         stream.read_exact(&mut request).await?;
         counts.requests.fetch_add(1, Ordering::Relaxed);
-        stream.write_all(&message(numbers(&request).0, server)).await?;
+        let (number, milliseconds) = numbers(&request);
+        if milliseconds > 0 {
+            sleep(Duration::from_millis(milliseconds)).await;
+        }
+        stream.write_all(&message(number, server)).await?;
     }
 }
 

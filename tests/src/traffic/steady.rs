@@ -31,9 +31,9 @@ pub struct Outcome {
     pub requests: u64,
     /// Those that were answered, each on its connection and by the server that has it.
     pub answers: u64,
-    /// Those that were answered so late that TCP must have sent something again, 200 ms and more.
+    /// Those whose answer took so much longer than it was to that TCP must have sent something again, 200 ms and more.
     pub late: u64,
-    /// The longest time to an answer.
+    /// The longest time that one took longer.
     pub slowest: Duration,
     /// How connections broke, a line for each that did.
     pub broken: Vec<String>,
@@ -47,8 +47,15 @@ const LATE: Duration = Duration::from_millis(200);
 const TOGETHER: usize = 50;
 
 impl Steady {
-    /// Opens so many connections, to each of these addresses in turn. Returns when each has been answered.
-    pub fn start(from: &Namespace, to: &[SocketAddr], connections: usize, interval: Duration) -> Result<Self> {
+    /// Opens so many connections, to each of these addresses in turn. Returns when each has been answered. From then on the
+    /// server is to answer so much `later`.
+    pub fn start(
+        from: &Namespace,
+        to: &[SocketAddr],
+        connections: usize,
+        interval: Duration,
+        later: Duration,
+    ) -> Result<Self> {
         let (to, open, broken) = (to.to_vec(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (opened, breaking) = (Arc::clone(&open), Arc::clone(&broken));
         let background = Background::start(from, move |stop| async move {
@@ -61,7 +68,7 @@ impl Steady {
                 }
                 // Spread over the interval.
                 let first = begin + interval.mul_f64(number as f64 / connections as f64);
-                let one = One { to: to[number % to.len()], interval, first, open: Arc::clone(&opened) };
+                let one = One { to: to[number % to.len()], interval, later, first, open: Arc::clone(&opened) };
                 let (stop, broken) = (stop.clone(), Arc::clone(&breaking));
                 tasks.spawn(async move {
                     let mut one_outcome = Outcome::default();
@@ -113,6 +120,7 @@ impl Outcome {
 struct One {
     to: SocketAddr,
     interval: Duration,
+    later: Duration,
     first: Instant,
     open: Arc<AtomicUsize>,
 }
@@ -123,7 +131,7 @@ impl One {
         let mut stream = connected.context("no connection in time")?.context("cannot connect")?;
         stream.set_nodelay(true)?;
         let name = format!("{} -> {}", stream.local_addr()?, self.to);
-        let server = exchange(&mut stream, 0, outcome).await.with_context(|| name.clone())?;
+        let server = exchange(&mut stream, 0, Duration::ZERO, outcome).await.with_context(|| name.clone())?;
         self.open.fetch_add(1, Ordering::Relaxed);
         let mut next = self.first;
         while next < Instant::now() {
@@ -136,7 +144,7 @@ impl One {
             }
             next = (next + self.interval).max(Instant::now());
             let what = || format!("{name}, request {number}");
-            let answered = exchange(&mut stream, number, outcome).await.with_context(what)?;
+            let answered = exchange(&mut stream, number, self.later, outcome).await.with_context(what)?;
             ensure!(answered == server, "{name}, request {number}: answered by {answered}, not by {server}");
         }
         Ok(())
@@ -144,10 +152,10 @@ impl One {
 }
 
 /// Sends a request and waits for its answer: the number of the server.
-async fn exchange(stream: &mut TcpStream, number: u64, outcome: &mut Outcome) -> Result<u64> {
-    let begin = Instant::now();
+async fn exchange(stream: &mut TcpStream, number: u64, later: Duration, outcome: &mut Outcome) -> Result<u64> {
+    let begin = Instant::now() + later;
     outcome.requests += 1;
-    stream.write_all(&message(number, 0)).await?;
+    stream.write_all(&message(number, u64::try_from(later.as_millis())?)).await?;
     let mut answer = [0; MESSAGE];
     timeout(scaled(PATIENCE), stream.read_exact(&mut answer)).await.context("no answer")??;
     let (answered, server) = numbers(&answer);

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use lb_userspace::dataplane::{Maps, Pins};
 use viaduct_tests::Protocol::{Tcp, Udp};
-use viaduct_tests::manifests::Manifest as _;
 use viaduct_tests::traffic::{KubeProxyService, Outcome, Server, Steady};
 use viaduct_tests::{EndpointSliceManifest, Family, Lab, Namespace, Node, ServiceManifest, Topology};
 
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// Connections that stay, half of them of each family, with a request on each at every interval.
+/// Connections that stay, half of them of each family.
 pub(crate) const CONNECTIONS: usize = 1000;
+/// How often a request is sent on each, if nothing else is said.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 /// What the servers listen on.
 const PORT: u16 = 8080;
@@ -64,10 +64,11 @@ impl Cluster {
         Pins::new(self.node().bpffs())
     }
 
-    /// The thousand connections, through two services of both families.
-    pub(crate) fn steady(&self) -> Steady {
+    /// The thousand connections, through two services of both families, with a request on each at every interval, which
+    /// is answered so much later.
+    pub(crate) fn steady(&self, interval: Duration, later: Duration) -> Steady {
         let to = [WEB, SHOP].map(|service| vips(service, 80)).concat();
-        Steady::start(self.client(), &to, CONNECTIONS, INTERVAL).unwrap()
+        Steady::start(self.client(), &to, CONNECTIONS, interval, later).unwrap()
     }
 
     /// The same services as kube-proxy knows them.
@@ -98,18 +99,27 @@ pub(crate) fn vips((_, last): Service, port: u16) -> Vec<SocketAddr> {
     addresses.map(|address| SocketAddr::new(address, port)).into()
 }
 
-/// Writes the manifests of a service with these pods behind it: TCP at port 80, UDP at port 53.
-pub(crate) fn apply(lab: &Lab, (name, last): Service, backends: &[&str]) {
+/// Has the lab's agents serve a service with these pods behind it.
+pub(crate) fn apply(lab: &Lab, service: Service, backends: &[&str]) {
+    let (service, slices) = manifests(lab, service, backends);
+    slices.iter().for_each(|slice| lab.manifests().apply(slice).unwrap());
+    lab.manifests().apply(&service).unwrap();
+}
+
+/// A service with these pods behind it: TCP at port 80, UDP at port 53.
+pub(crate) fn manifests(
+    lab: &Lab,
+    (name, last): Service,
+    backends: &[&str],
+) -> (ServiceManifest, [EndpointSliceManifest; 2]) {
     let service = ServiceManifest::new("default", name).port("tcp", Tcp, 80).port("udp", Udp, 53);
     let vips = vips((name, last), 80);
     let service = vips.iter().fold(service, |service, vip| service.cluster_ip(&vip.ip().to_string()));
-    for family in FAMILIES {
-        let slice =
-            EndpointSliceManifest::of_family("default", name, family).port("tcp", Tcp, PORT).port("udp", Udp, PORT);
-        lab.manifests().apply(&slice.pods(backends.iter().map(|pod| lab.pod(pod)))).unwrap();
-    }
-    assert!(service.object()["spec"]["clusterIPs"].as_array().is_some_and(|addresses| addresses.len() == 2));
-    lab.manifests().apply(&service).unwrap();
+    let slices = FAMILIES.map(|family| {
+        let slice = EndpointSliceManifest::of_family("default", name, family);
+        slice.port("tcp", Tcp, PORT).port("udp", Udp, PORT).pods(backends.iter().map(|pod| lab.pod(pod)))
+    });
+    (service, slices)
 }
 
 /// The TCP port of a service.

@@ -10,6 +10,9 @@ use super::cluster::{CONNECTIONS, Cluster, FLOODED, SHOP, WEB, shown, vips};
 use super::promises::{FLOOD, factor};
 
 const LENGTH: Duration = Duration::from_secs(10);
+/// So long that the flood fills the table several times between two requests, and also until an answer comes.
+const INTERVAL: Duration = Duration::from_secs(4);
+const SLOW: Duration = Duration::from_secs(2);
 const PER_SECOND: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -19,7 +22,7 @@ fn a_flood_of_one_service_breaks_no_connection_of_another() {
     for opening in [Opening::Syn, Opening::SynAndAck] {
         let cluster = Cluster::new();
         cluster.lab.start_agents().unwrap();
-        let steady = cluster.steady();
+        let steady = cluster.steady(INTERVAL, SLOW);
         let arrivals = Arrivals::start(cluster.client(), &vips(WEB, 80), PER_SECOND, PATIENCE);
         thread::sleep(Duration::from_secs(1));
         let (node, other) = (cluster.node().namespace(), cluster.lab.pod("other"));
@@ -33,9 +36,10 @@ fn a_flood_of_one_service_breaks_no_connection_of_another() {
         let opened = cluster.opened(&[WEB, SHOP]);
         let made = (CONNECTIONS + arrived.len()) as u64;
         let found = format!(
-            "{opening:?}: {:.0} packets a second, {openings} openings; {}; {} new connections, {late} of them open after a \
+            "{opening:?}: {:.0} packets a second, {openings} openings, of which {} were taken for one; {}; {} new connections, {late} of them open after a \
              retransmission, {} failed {:?}; {} flows opened anew, since they were evicted",
             packets as f64 / took.as_secs_f64(),
+            cluster.opened(&[FLOODED]),
             shown(&outcome),
             arrived.len(),
             failed.len(),

@@ -35,7 +35,7 @@ pub(crate) const UNTIL_NOBODY_NOTICES: Duration = Duration::from_secs(3);
 /// How long it may take until a node that is back gets new connections.
 pub(crate) const UNTIL_BACK: Duration = Duration::from_secs(5);
 /// What an agent's memory may grow by in a long life, beyond that of a fresh one: what the allocator keeps.
-pub(crate) const MEMORY: f64 = 24e6;
+pub(crate) const MEMORY: f64 = 8e6;
 
 impl Promise {
     /// Prints what was found; fails if that is not what is promised.

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use viaduct_tests::traffic::{Datagrams, Exchanged, Server};
 use viaduct_tests::{Agent, Node, needs_root};
 
-use super::cluster::{Cluster, WEB, shown, vips};
+use super::cluster::{Cluster, INTERVAL, WEB, shown, vips};
 use super::promises::{RESTARTS, factor, seed};
 
 const KILLS: u32 = 50;
@@ -20,33 +20,28 @@ fn a_thousand_connections_outlive_fifty_agents_that_are_killed_at_random_moments
     needs_root!();
     let mut random = Rng::with_seed(seed());
     let mut ready = 0;
-    no_packet_is_lost(|node, agent| {
+    no_packet_is_lost(|node, mut agent| {
         for _ in 0..KILLS * factor() {
-            let life = LONGEST_LIFE.mul_f64(random.f64());
-            let begin = Instant::now();
-            while begin.elapsed() < life && !agent.log().contains(" ready ") {
-                thread::sleep(Duration::from_millis(5));
-            }
+            thread::sleep(LONGEST_LIFE.mul_f64(random.f64()));
             ready += u32::from(agent.log().contains(" ready "));
-            thread::sleep(life.saturating_sub(begin.elapsed()));
-            std::mem::replace(agent, node.spawn_agent_with(&[]).unwrap()).kill9().unwrap();
+            agent.kill9().unwrap();
+            agent = node.spawn_agent_with(&[]).unwrap();
         }
         agent.wait_until_ready().unwrap();
     });
     println!("{} agents were killed, {ready} of them ready", KILLS * factor());
 }
 
-/// The thousand connections and two streams of datagrams, while something is done to the node and its agent. In the end there
-/// is an agent again.
-fn no_packet_is_lost(happens: impl FnOnce(&Node, &mut Agent)) {
+/// The thousand connections and two streams of datagrams, while something is done to the node and its agent.
+fn no_packet_is_lost(happens: impl FnOnce(&Node, Agent)) {
     let cluster = Cluster::new();
     cluster.lab.node("node2").start_agent().unwrap();
-    let mut agent = cluster.node().start_agent().unwrap();
-    let steady = cluster.steady();
+    let agent = cluster.node().start_agent().unwrap();
+    let steady = cluster.steady(INTERVAL, Duration::ZERO);
     let opened = cluster.opened(&[WEB]);
     let datagrams = Datagrams::start(cluster.client(), &vips(WEB, 53), DATAGRAMS_PER_SECOND);
     let begin = Instant::now();
-    happens(cluster.node(), &mut agent);
+    happens(cluster.node(), agent);
     thread::sleep(Duration::from_secs(1));
     let took = begin.elapsed();
     let (exchanged, outcome) = (datagrams.finish().unwrap(), steady.finish());
