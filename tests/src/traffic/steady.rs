@@ -40,7 +40,7 @@ pub struct Outcome {
 }
 
 /// How long a request may take before its connection counts as broken.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The shortest time after which TCP sends something again.
 const LATE: Duration = Duration::from_millis(200);
 /// How many connections are opened at a time.
