@@ -113,8 +113,9 @@ fn is_full(error: &anyhow::Error) -> bool {
 /// A frame from a client whose port and the last byte of whose address are 0.
 struct Template {
     frame: Vec<u8>,
-    /// Of the words of 16 bits that are written.
+    /// The last byte of the address.
     address: usize,
+    /// Words of 16 bits: the port, and the first half of the sequence number.
     port: usize,
     sequence: usize,
     /// The checksums, with what they are in the template.
@@ -124,7 +125,7 @@ struct Template {
 impl Template {
     fn new(frame: Vec<u8>) -> Self {
         // Behind Ethernet's header, of 14 bytes.
-        let (address, header, ip_checksum) = if frame[14] >> 4 == 4 { (28, 34, Some(24)) } else { (36, 54, None) };
+        let (address, header, ip_checksum) = if frame[14] >> 4 == 4 { (29, 34, Some(24)) } else { (37, 54, None) };
         let checksums = ip_checksum.into_iter().chain([header + 16]);
         let checksums = checksums.map(|at| (at, u16::from_be_bytes([frame[at], frame[at + 1]]))).collect();
         Self { frame, address, port: header, sequence: header + 4, checksums }
@@ -137,9 +138,10 @@ impl Template {
         let address = word(number / 64_512 % 128 + 128);
         // What comes round under the same ports is another connection.
         let sequence = word(number / (64_512 * 128) + 1);
-        for (at, value) in [(self.port, port), (self.address, address), (self.sequence, sequence)] {
+        for (at, value) in [(self.port, port), (self.sequence, sequence)] {
             self.frame[at..at + 2].copy_from_slice(&value.to_be_bytes());
         }
+        self.frame[self.address] = address.to_be_bytes()[1];
         // Before came the address alone, which is all that the header of IPv4 sums up; the rest is TCP's.
         for (index, &(at, template)) in self.checksums.iter().enumerate() {
             let is_tcp = index + 1 == self.checksums.len();

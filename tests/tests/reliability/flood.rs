@@ -10,6 +10,8 @@ use super::cluster::{CONNECTIONS, Cluster, FLOODED, SHOP, WEB, shown, vips};
 use super::promises::{FLOOD, factor};
 
 const LENGTH: Duration = Duration::from_secs(10);
+/// Room for what stays, many times, and little for a flood.
+const FLOWS: &str = "16384";
 /// So long that the flood fills the table several times between two requests, and also until an answer comes.
 const INTERVAL: Duration = Duration::from_secs(4);
 const SLOW: Duration = Duration::from_secs(2);
@@ -21,7 +23,8 @@ fn a_flood_of_one_service_breaks_no_connection_of_another() {
     needs_root!();
     for opening in [Opening::Syn, Opening::SynAndAck] {
         let cluster = Cluster::new();
-        cluster.lab.start_agents().unwrap();
+        cluster.lab.node("node2").start_agent().unwrap();
+        let _agent = cluster.node().start_agent_with(&["--max-flows", FLOWS]).unwrap();
         let steady = cluster.steady(INTERVAL, SLOW);
         let arrivals = Arrivals::start(cluster.client(), &vips(WEB, 80), PER_SECOND, PATIENCE);
         thread::sleep(Duration::from_secs(1));
