@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 
 use super::background::{Background, stopped};
 use super::{MESSAGE, message, numbers};
@@ -40,8 +40,6 @@ impl Arrivals {
         let (to, begun) = (to.to_vec(), Instant::now());
         let background = Background::start(from, move |mut stop| async move {
             let mut ticks = interval(Duration::from_secs(1) / per_second);
-            // After a moment in which the machine did something else, they come at the rate as before.
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let (mut tasks, mut addresses) = (JoinSet::new(), to.iter().cycle());
             loop {
                 tokio::select! {

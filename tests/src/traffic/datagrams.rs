@@ -40,6 +40,7 @@ impl Datagrams {
                 setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
                 socket.connect(to).await?;
                 let mut ticks = interval(Duration::from_secs(1) / per_second);
+                // What a busy machine could not send in time is not sent in a burst, which might overflow its own queues.
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 let (mut exchanged, mut buffer) = (Exchanged::default(), [0; MESSAGE]);
                 loop {

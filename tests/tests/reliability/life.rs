@@ -46,7 +46,7 @@ fn after_a_long_life_the_maps_equal_a_fresh_agents() {
     while begin.elapsed() < LENGTH * factor() - LAST {
         churn.step(true);
     }
-    churn.agent().wait_until_ready().unwrap();
+    churn.recover();
     let young = memory(churn.agent());
     while begin.elapsed() < LENGTH * factor() {
         churn.step(false);

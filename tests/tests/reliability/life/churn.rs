@@ -107,17 +107,30 @@ impl Churn {
         thread::sleep(Duration::from_millis(self.random.u64(..20)));
     }
 
-    /// Returns when all that happened is done: how often what happened, and who is left.
-    pub(super) fn end(mut self) -> (BTreeMap<&'static str, u32>, Lab, Agent) {
+    /// Ends what goes wrong with the API server; returns when the agent is ready.
+    pub(super) fn recover(&mut self) {
         if let Some(end) = self.fault.take() {
             end(self.lab.api());
         }
-        self.agent().wait_until_ready().unwrap();
-        let last = ServiceManifest::new("default", "last").cluster_ip("10.96.0.99").port("", Tcp, 80);
+        let is_ready = || self.agent().log().contains(" ready ").then_some(());
+        wait_until("the agent is ready", CAUGHT_UP, is_ready).unwrap();
+    }
+
+    /// Returns when all that happened is done: how often what happened, and who is left.
+    pub(super) fn end(mut self) -> (BTreeMap<&'static str, u32>, Lab, Agent) {
+        self.recover();
+        // Services and EndpointSlices come by streams of their own, each of which has failures of its own to get over.
+        let last = ServiceManifest::new("default", "last").cluster_ip("10.96.0.99").port("last", Tcp, 80);
+        let slice = EndpointSliceManifest::new("default", "last").port("last", Tcp, 8080);
+        let slice = slice.endpoint(Endpoint::at(address(Family::V4, 245, SERVICES, 1)));
         self.lab.api().apply(&last).unwrap();
+        self.lab.api().apply(&slice).unwrap();
         let node = self.lab.node("node1");
+        let is_served = |row: &serde_json::Value| row["name"] == "last" && row["backends"] == 1;
         wait_until("the last Service is served", CAUGHT_UP, || {
-            node.viaduct(&["service", "list"]).ok().filter(|rows| rows.contains(" last "))
+            let rows = node.viaduct(&["service", "list", "-o", "json"]).ok()?;
+            let rows: serde_json::Value = serde_json::from_str(&rows).ok()?;
+            rows.as_array()?.iter().any(is_served).then_some(())
         })
         .unwrap();
         (self.steps, self.lab, self.agent.expect("an agent"))
