@@ -1,6 +1,6 @@
 //! Where everything is pinned: `DIR/v<layout>/` holds the maps, `programs/`, `links/` (or `filters/`) and `sockets/`: a
 //! *datapath*. While one takes over from another ([`super::carry`]) there are several, of which the one with the highest
-//! number is the latest: `v4`, `v5.1`, `v5.2`. One that is being made, or removed, has a name of its own: `v5.2.new`, `v4.old`.
+//! number is the latest: `v4`, `v5-1`, `v5-2`. One that is being made, or removed, has a name of its own: `v5-2-new`, `v4-old`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -35,7 +35,7 @@ pub struct Datapath {
 impl Datapath {
     /// `None` for anything else, also for a datapath that is not complete.
     fn parse(name: &str) -> Option<Self> {
-        let (layout, number) = name.strip_prefix('v')?.split_once('.').unwrap_or((&name[1..], "0"));
+        let (layout, number) = name.strip_prefix('v')?.split_once('-').unwrap_or((&name[1..], "0"));
         Some(Self { number: number.parse().ok()?, layout: layout.parse().ok()? })
     }
 
@@ -44,7 +44,7 @@ impl Datapath {
     pub fn name(&self) -> String {
         match self.number {
             0 => format!("v{}", self.layout),
-            number => format!("v{}.{number}", self.layout),
+            number => format!("v{}-{number}", self.layout),
         }
     }
 }
@@ -253,9 +253,9 @@ impl Pins {
     }
 }
 
-/// Ends of the names of folders: of one that is being made, and of one that is being removed.
-pub(super) const NEW: &str = ".new";
-pub(super) const OLD: &str = ".old";
+/// Ends of the names of folders (a BPF file system has no dots in names): of one that is being made, and of one that is being removed.
+pub(super) const NEW: &str = "-new";
+pub(super) const OLD: &str = "-old";
 const BESIDE: &str = "beside";
 
 pub(super) fn create_folder(folder: &Path) -> Result<()> {
@@ -309,18 +309,18 @@ mod tests {
     #[test]
     fn datapaths_are_told_by_the_names_of_their_folders() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["v9", "v4.1", "v5.2", "v5.3.new", "v3.old", "vx", "v4.x", "4", "v6.1.tmp"] {
+        for name in ["v9", "v4-1", "v5-2", "v5-3-new", "v3-old", "vx", "v4-x", "4", "v6-1-tmp"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let pins = Pins::new(folder.path());
         let names: Vec<_> = pins.datapaths().iter().map(Datapath::name).collect();
-        assert_eq!(names, ["v9", "v4.1", "v5.2"], "the latest is last");
+        assert_eq!(names, ["v9", "v4-1", "v5-2"], "the latest is last");
         let mut leftovers = pins.leftovers();
         leftovers.sort();
-        assert_eq!(leftovers, ["v3.old", "v5.3.new"].map(|name| folder.path().join(name)));
+        assert_eq!(leftovers, ["v3-old", "v5-3-new"].map(|name| folder.path().join(name)));
         assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}")));
-        fs::create_dir(folder.path().join(format!("v{LAYOUT}.7"))).unwrap();
-        assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}.7")));
+        fs::create_dir(folder.path().join(format!("v{LAYOUT}-7"))).unwrap();
+        assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}-7")));
     }
 
     #[test]

@@ -78,7 +78,17 @@ pub(in crate::dataplane) fn swap(object: &mut Object, role: Role, from: &Pins, t
         }
         let pin = own(&mechanism.folder(to), &attached.pin)?;
         match mechanism {
-            Mechanism::Tcx => swap_link(&attached.pin, &pin, object.program(program)?.fd()?)?,
+            Mechanism::Tcx => {
+                let beside = own(&mechanism.folder(&to.beside()), &attached.pin)?;
+                if beside.exists() {
+                    // One program cannot be attached twice: the second link stays, in the very place of the first.
+                    rename(&beside, &pin)?;
+                    test_hooks::step();
+                    remove_pin(&attached.pin)?;
+                } else {
+                    swap_link(&attached.pin, &pin, object.program(program)?.fd()?)?;
+                }
+            }
             Mechanism::Clsact => swap_filter(object, (program, attach_type), &attached, &pin)?,
         }
         test_hooks::step();
@@ -133,6 +143,10 @@ fn swap_link(pin: &Path, new: &Path, program: impl AsFd) -> Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot swap the program behind {}", pin.display())),
     }
     test_hooks::step();
+    rename(pin, new)
+}
+
+fn rename(pin: &Path, new: &Path) -> Result<()> {
     fs::rename(pin, new).with_context(|| format!("cannot rename {}", pin.display()))
 }
 
@@ -156,5 +170,5 @@ fn swap_filter(
         "tells of a filter in another network namespace, which goes on with the programs and the flows that it has: \
          detach it there, with nsenter --net and `viaduct cleanup`"
     );
-    fs::rename(pin, new).with_context(|| format!("cannot rename {}", pin.display()))
+    rename(pin, new)
 }

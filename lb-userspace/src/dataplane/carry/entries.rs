@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, MapType};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
+use tracing::debug;
 
 use super::translate::Translation;
 use super::types::Types;
@@ -111,13 +113,15 @@ impl Carrier {
 
     pub(super) fn carry(&mut self, which: Which, carried: &mut Carried) -> Result<()> {
         let now = monotonic()?;
+        let start = Instant::now();
         for pair in &self.maps {
             if which == Which::All || pair.kind == Kind::Lru {
                 pair.carry(which, self.since, carried)
                     .with_context(|| format!("cannot carry {} over from {}", pair.name, self.from))?;
-                test_hooks::step();
             }
         }
+        debug!(from = self.from, which = ?which, duration_ms = start.elapsed().as_millis(), "entries carried");
+        test_hooks::step();
         self.since = now.saturating_sub(MARGIN);
         Ok(())
     }
@@ -200,5 +204,5 @@ fn time(value: &[u8], at: usize) -> u64 {
 /// The programs' clock, nanoseconds.
 fn monotonic() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
-    Ok(u64::try_from(std::time::Duration::from(now).as_nanos())?)
+    Ok(u64::try_from(Duration::from(now).as_nanos())?)
 }

@@ -12,7 +12,7 @@
 //! 3. *The opening programs are swapped,* each atomically. A flow that was opened between 2 and 3 is not known to them: its
 //!    next packet selects again, by the same hash from the same slots, and so the same backend.
 //! 4. *Once no old opening program runs any more, what was left behind is carried.*
-//! 5. *The answering programs are swapped,* and the second ones detached. The old datapath is removed.
+//! 5. *The old answering programs make room for the new ones.* The old datapath is removed.
 //!
 //! With the answering programs first and in place, a flow that is opened by an old program just then would get no answer; with
 //! the opening ones first, no new flow would.

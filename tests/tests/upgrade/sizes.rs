@@ -1,0 +1,50 @@
+//! Sizes of the maps change on a live node, by the same way as layouts do.
+
+use viaduct_tests::needs_root;
+
+use crate::traffic::Traffic;
+use crate::{Build, Cluster};
+
+#[test]
+fn sizes_change_without_breaking_a_connection() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let mut agent = cluster.start(Build::Shipped);
+    let traffic = Traffic::start(&cluster);
+    for (flows, backends) in [("131072", "1000"), ("8192", "131072"), ("65536", "5000")] {
+        agent.stop().unwrap();
+        agent = cluster.spawn(Build::Shipped, &[], &["--max-flows", flows, "--max-backends", backends]);
+        agent.wait_until_ready().unwrap();
+        traffic.go_on();
+        cluster.assert_is_at_rest(Build::Shipped.layout());
+        for (map, size) in [("FLOWS_4", flows), ("FLOWS_6", flows), ("BACKENDS_4", backends)] {
+            assert_eq!(cluster.size_of(map).to_string(), size);
+        }
+    }
+    let outcome = traffic.stop();
+    println!("{outcome:?}");
+    assert_eq!(outcome.failures, [""; 0]);
+    assert_eq!(outcome.retransmissions, 0);
+}
+
+#[test]
+fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goes_on() {
+    needs_root!();
+    let cluster = Cluster::new();
+    cluster.start(Build::Shipped).stop().unwrap();
+    let traffic = Traffic::start(&cluster);
+    for (flag, size, expected) in [
+        ("--max-slots", "64", "see --max-service-ports, --max-backends and --max-slots"),
+        ("--max-backends", "1", "see --max-service-ports, --max-backends and --max-slots"),
+        ("--max-service-ports", "1", "see --max-service-ports, --max-backends and --max-slots"),
+        ("--max-frontends", "1", "FRONTENDS_4 has room for 1 entries, and there are more"),
+    ] {
+        let agent = cluster.spawn(Build::Shipped, &[], &[flag, size]);
+        let Err(error) = agent.wait_until_ready() else { panic!("it runs with {flag} {size}") };
+        assert!(format!("{error:#}").contains(expected), "{error:#}");
+        traffic.go_on();
+    }
+    cluster.start(Build::Shipped).stop().unwrap();
+    cluster.assert_is_at_rest(Build::Shipped.layout());
+    assert_eq!(traffic.stop().failures, [""; 0]);
+}
