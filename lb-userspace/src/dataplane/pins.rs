@@ -140,7 +140,9 @@ impl Pins {
     /// As [`Self::create_root`].
     pub fn create(&self) -> Result<()> {
         self.create_root()?;
-        [self.programs(), self.links(), self.filters(), self.sockets()].iter().try_for_each(|folder| create_folder(folder))
+        [self.programs(), self.links(), self.filters(), self.sockets()]
+            .iter()
+            .try_for_each(|folder| create_folder(folder))
     }
 
     /// Checks that a datapath of this version's layout is pinned here.

@@ -21,9 +21,12 @@ fn so_does_one_without_tcx() {
     kill_at_each_step(&cluster, &[("VIADUCT_TEST_WITHOUT_TCX", "1")]);
 }
 
+/// What is large has nothing to do with it, and takes its time.
+const SMALL: [&str; 6] = ["--max-slots", "65536", "--max-backends", "1024", "--max-service-ports", "256"];
+
 fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
     let start = |build| {
-        let agent = cluster.spawn(build, environment, &[]);
+        let agent = cluster.spawn(build, environment, &SMALL);
         agent.wait_until_ready().unwrap();
         agent.kill9().unwrap();
         cluster.assert_is_at_rest(build.layout());
@@ -36,7 +39,7 @@ fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
         step += 1;
         let kill = || {
             let at = step.to_string();
-            let agent = cluster.spawn(wanted, &[environment, &[("VIADUCT_TEST_KILL_AT", &at)]].concat(), &[]);
+            let agent = cluster.spawn(wanted, &[environment, &[("VIADUCT_TEST_KILL_AT", &at)]].concat(), &SMALL);
             let was_killed = agent.wait_until_ready().is_err_and(|error| format!("{error:#}").contains("SIGKILL"));
             if !was_killed {
                 agent.kill9().unwrap();

@@ -114,6 +114,13 @@ impl Cluster {
     /// Checks that a datapath of one layout is there, and nothing else.
     fn assert_is_at_rest(&self, layout: u32) {
         assert_eq!(self.folders(), [format!("v{layout}")]);
-        assert!(!self.node().bpffs().join(format!("v{layout}/beside/links")).read_dir().is_ok_and(|mut d| d.next().is_some()));
+        assert!(
+            !self
+                .node()
+                .bpffs()
+                .join(format!("v{layout}/beside/links"))
+                .read_dir()
+                .is_ok_and(|mut d| d.next().is_some())
+        );
     }
 }

@@ -35,7 +35,16 @@ struct Shared {
 
 /// Whence and over which family, too.
 const KINDS: [&str; 10] = [
-    "old TCP/4", "old TCP/6", "new TCP/4", "new TCP/6", "old UDP/4", "old UDP/6", "new UDP/4", "new UDP/6", "host/4", "host/6",
+    "old TCP/4",
+    "old TCP/6",
+    "new TCP/4",
+    "new TCP/6",
+    "old UDP/4",
+    "old UDP/6",
+    "new UDP/4",
+    "new UDP/6",
+    "host/4",
+    "host/6",
 ];
 
 /// What came of it.

@@ -32,7 +32,9 @@ pub(super) fn attach(
     let options = NlOptions { priority: PRIORITY, handle, classid: None };
     let id = match program.attach_with_options(name, attach_type, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
-        Err(ProgramError::TcError(error)) if is_there(&error) => program.attach_to_link(filter(name, attach_type, handle)?)?,
+        Err(ProgramError::TcError(error)) if is_there(&error) => {
+            program.attach_to_link(filter(name, attach_type, handle)?)?
+        }
         Err(error) => return Err(error.into()),
     };
     // It would detach when dropped, and must outlive this process.

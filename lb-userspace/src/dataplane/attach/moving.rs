@@ -45,7 +45,9 @@ pub(in crate::dataplane) fn stand_beside(object: &mut Object, from: &Pins, to: &
         let Some(interface) = attached.interface() else { continue };
         let pin = own(&mechanism.folder(&beside), &attached.pin)?;
         let result = match mechanism {
-            Mechanism::Tcx => tcx::attach_before(object.program(program)?, &interface, attach_type, &pin, &attached.pin),
+            Mechanism::Tcx => {
+                tcx::attach_before(object.program(program)?, &interface, attach_type, &pin, &attached.pin)
+            }
             Mechanism::Clsact => {
                 clsact::attach(object.program(program)?, &interface, attach_type, &pin, clsact::BESIDE)
             }

@@ -78,7 +78,8 @@ impl Carrier {
         let mut maps = Vec::new();
         for shape in sizes.shapes() {
             let name = shape.name;
-            let (Some((old_key, old_value)), Some((new_key, new_value))) = (from.1.0.get(name), to.1.0.get(name)) else {
+            let (Some((old_key, old_value)), Some((new_key, new_value))) = (from.1.0.get(name), to.1.0.get(name))
+            else {
                 continue;
             };
             let path = from.0.map(name);
@@ -102,7 +103,8 @@ impl Carrier {
                 continue;
             }
             let time = TIMES.iter().find_map(|time| {
-                let at = |fields: &[super::types::Field]| fields.iter().find(|field| field.path == *time).map(|f| f.offset);
+                let at =
+                    |fields: &[super::types::Field]| fields.iter().find(|field| field.path == *time).map(|f| f.offset);
                 Some((at(&old_value.fields)?, at(&new_value.fields)?))
             });
             let (key, value) = (Translation::between(old_key, new_key), Translation::between(old_value, new_value));
@@ -159,7 +161,8 @@ impl Pair {
         let (old, new) = self.value.sizes();
         let values = old_value.chunks(old.next_multiple_of(8).min(old_value.len()));
         let mut values = values.zip(value.chunks_mut(new.next_multiple_of(8).min(self.to.sizes().1)));
-        self.key.apply(old_key, key) && values.all(|(old_value, value)| self.value.apply(&old_value[..old], &mut value[..new]))
+        self.key.apply(old_key, key)
+            && values.all(|(old_value, value)| self.value.apply(&old_value[..old], &mut value[..new]))
     }
 
     /// False when the entry is there already, and as good.
@@ -167,7 +170,11 @@ impl Pair {
         if self.kind != Kind::Lru {
             return match self.to.put(key, value, Put::Always) {
                 Err(error) if error.raw_os_error() == Some(Errno::E2BIG as i32) => {
-                    bail!("{} has room for {} entries, and there are more: give it a larger size", self.name, self.to.len())
+                    bail!(
+                        "{} has room for {} entries, and there are more: give it a larger size",
+                        self.name,
+                        self.to.len()
+                    )
                 }
                 other => Ok(other.map(|()| true)?),
             };

@@ -21,7 +21,9 @@ impl Translation {
             let same = from.fields.iter().find(|other| (&other.path, other.size) == (&field.path, field.size));
             let Some(same) = same else { continue };
             match copies.last_mut() {
-                Some((from, to, size)) if (*from + *size, *to + *size) == (same.offset, field.offset) => *size += field.size,
+                Some((from, to, size)) if (*from + *size, *to + *size) == (same.offset, field.offset) => {
+                    *size += field.size
+                }
                 _ => copies.push((same.offset, field.offset, field.size)),
             }
         }

@@ -233,8 +233,8 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::Flow4;
     use lb_common::Tuple4;
+    use lb_common::abi::Flow4;
 
     use super::*;
     use crate::dataplane::OBJECT;
