@@ -1,7 +1,7 @@
 //! Fragments: only the first one of a packet has its ports, which the others need.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Fragment, FragmentKey, Reason};
+use lb_common::abi::{Fragment, FragmentKey, Reason, vip_flags};
 use lb_common::lifetime::reassembly;
 use lb_common::tuple::Zero;
 
@@ -38,18 +38,18 @@ pub fn recall<A: Ip>(packet: &mut Packet<A>) -> bool {
 }
 
 /// A pod has sent a later fragment before the first. One for a virtual address waits for that behind the packets which are
-/// already there, and goes nowhere without.
+/// already there, and one for a cluster IP goes nowhere without.
 #[inline(never)]
 pub fn wait<A: Ip>(ctx: &TcContext, packet: &Packet<A>) -> Result<Next, Reason> {
-    if maps::vip(&packet.tuple.destination).is_none() {
-        return Ok(Next::Pass);
-    }
+    let Some(vip) = maps::vip(&packet.tuple.destination) else { return Ok(Next::Pass) };
     // SAFETY: the context is valid for the run of the program.
     let rounds = unsafe { &raw mut (*ctx.skb.skb).tc_index };
     // SAFETY: as above. Nothing else uses the field in a packet that just came in.
     unsafe {
         if *rounds >= ROUNDS || !limit::allows(interface(ctx)) {
-            return Err(Reason::Fragment);
+            // Other addresses of a service may be a machine's, to which the whole packet may be on its way.
+            let is_lost = vip.flags & vip_flags::CLUSTER_IP != 0;
+            return if is_lost { Err(Reason::Fragment) } else { Ok(Next::Pass) };
         }
         *rounds += 1;
     }

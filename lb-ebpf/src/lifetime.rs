@@ -7,8 +7,8 @@ use lb_common::lifetime::{Phase, is_expired};
 use crate::ip::Ip;
 use crate::{maps, settings};
 
-/// Whether a flow has ended, or has been idle for too long. `from` is what its packets look like, `to` what they become, `mirror` its half for the
-/// replies. So is a mirror that was left behind when the client's half went elsewhere.
+/// Whether a flow has ended, or has been idle for too long. `from` is what its packets look like, `to` what they become,
+/// `mirror` its half for the replies. So is a mirror that was left behind when the client's half went elsewhere.
 ///
 /// A function of its own, so that the verifier forgets the many ways through it.
 #[inline(never)]

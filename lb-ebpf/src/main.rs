@@ -1,8 +1,9 @@
 //! The kernel programs. This file holds the entry points only: a context comes in, a verdict goes out.
 //!
 //! A packet's way through them: [`packet`] parses, with [`ip`] for what differs between the families; [`flow`] finds the flow,
-//! or has it made by [`open`] (with [`select`] and [`affinity`] for the choice of a backend, [`lifetime`] and [`direct`] for ports in use);
-//! [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what has no backend, within what [`limit`] allows.
+//! or has it made by [`open`] (with [`select`] and [`affinity`] for the choice of a backend, [`lifetime`] and [`direct`]
+//! for ports in use); [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what
+//! has no backend, within what [`limit`] allows.
 //! [`maps`] lists every map, [`settings`] what the agent patches, [`reason`] counts what was not served.
 //!
 //! Processes of the node are served at their sockets instead, by [`sock`].

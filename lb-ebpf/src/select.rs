@@ -28,7 +28,7 @@ pub fn select<A: Ip>(tuple: &Tuple<A>, slots: SlotRange, attempt: u32, selected:
 /// connections; `selected` is what it was then.
 #[inline(always)]
 pub fn select_again<A: Ip>(id: u32, generation: u32, selected: &mut Selected<A>) -> bool {
-    word::<A>(id) == Some(Backend::<A>::word(generation, BackendState::Active)) && read(id, selected).is_some()
+    is_active::<A>(id, generation) && read(id, selected).is_some()
 }
 
 /// The state of a backend.
@@ -50,9 +50,7 @@ fn read<A: Ip>(id: u32, selected: &mut Selected<A>) -> Option<u32> {
 /// Whether the backend that a flow chose is still the same one, and gets new connections.
 #[inline(always)]
 pub fn is_active<A: Ip>(id: u32, generation: u32) -> bool {
-    let Some(backend) = maps::backend::<A>(id) else { return false };
-    // SAFETY: as above.
-    unsafe { backend.cast::<u64>().read_volatile() == Backend::<A>::word(generation, BackendState::Active) }
+    word::<A>(id) == Some(Backend::<A>::word(generation, BackendState::Active))
 }
 
 /// Whether the backend that a flow chose is still the same one, and may keep its flows.

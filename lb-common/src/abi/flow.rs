@@ -70,8 +70,8 @@ impl<A: Address> Flow<A> {
     /// In [`Flow::backend`]: none.
     pub const NO_BACKEND: u32 = u32::MAX;
 
-    /// Turns a half of a flow into the other one, which has seen no packet yet. `key` is that of the present half. Beside a half for replies, that of the
-    /// client counts as established.
+    /// Turns a half of a flow into the other one, which has seen no packet yet. `key` is that of the present half. Beside a
+    /// half for replies, that of the client counts as established.
     #[inline(always)]
     pub const fn make_other_half(&mut self, key: &Tuple<A>) {
         (self.hook, self.established) = match self.hook {

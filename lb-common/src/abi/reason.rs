@@ -54,7 +54,7 @@ reasons! {
     Fragment = 8, "fragment", true;
     /// Source and destination are one virtual address (the "LAND" attack).
     Land = 9, "land", true;
-    /// The source is a virtual address: nobody owns it, so nobody may send from it.
+    /// The source is a cluster IP: no machine has it, so nobody may send from it.
     VipSource = 10, "vip-source", true;
     /// More IPv6 extension headers than any honest sender uses. Passed on.
     ExtensionHeaders = 11, "extension-headers", false;

@@ -14,9 +14,9 @@ pub mod handover {
 
 /// What the programs do besides translating: bits of the global `OPTIONS`.
 pub mod options {
-    /// An ICMP echo request to a virtual address that has a backend is answered.
+    /// An ICMP echo request to a cluster IP that has a backend is answered.
     pub const ANSWER_ECHO: u32 = 1;
-    /// A packet to a port that its virtual address does not serve is refused, as if there were no backend. Otherwise it
+    /// A packet to a port that its cluster IP does not serve is refused, as if there were no backend. Otherwise it
     /// passes on untouched.
     pub const REFUSE_UNSERVED: u32 = 2;
 }

@@ -34,8 +34,9 @@ impl Sockets {
                 };
                 while changed.try_recv().is_ok() {}
                 match sockets.sweep(is_changed) {
-                    Ok(swept) if swept == Swept::default() => {}
+                    Ok(swept) if swept == Swept::default() => told.clear(),
                     Ok(Swept { moved, disconnected }) => {
+                        told.clear();
                         info!(moved, disconnected, "UDP sockets were connected to what is gone");
                     }
                     Err(error) => {

@@ -26,9 +26,9 @@ pub struct Settings {
     pub mark: u32,
     /// Which connections are left to another proxy.
     pub handover: Handover,
-    /// Whether an ICMP echo request to a virtual address that has a backend is answered.
+    /// Whether an ICMP echo request to a cluster IP that has a backend is answered.
     pub answer_echo: bool,
-    /// What becomes of packets to ports that a virtual address does not serve.
+    /// What becomes of packets to ports that a cluster IP does not serve.
     pub unserved_ports: UnservedPorts,
     /// How long flows may be idle.
     pub idle: IdleTimes,
@@ -56,7 +56,7 @@ impl Default for Settings {
     }
 }
 
-/// What becomes of packets to ports that a virtual address does not serve.
+/// What becomes of packets to ports that a cluster IP does not serve.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum UnservedPorts {
     /// They pass on untouched, as to any other address.

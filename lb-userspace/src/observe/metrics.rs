@@ -194,7 +194,7 @@ impl Metrics {
             )?,
             restored: add.counter(
                 "viaduct_flow_halves_restored_total",
-                "Entries for the replies of a flow that were evicted from a full table, and are back.",
+                "Halves of flows that were evicted from a full table, and are back.",
             )?,
             flow_entries: add.gauges(
                 "viaduct_flow_entries",

@@ -103,6 +103,13 @@ fn a_backend_that_drains_keeps_its_flows_and_gets_no_more() {
                 sent.push((frame, backend));
             }
         }
+        let half_open: Vec<_> = (42_000..42_050)
+            .map(|port| {
+                let frame = packet::tcp(net.client_at(port), net.vip, TcpFlags::SYN, b"");
+                let backend = destination(&datapath.from_pod(frame.clone()).unwrap().frame);
+                (frame, backend)
+            })
+            .collect();
         for (name, protocol, vip) in [
             ("web", Protocol::Tcp, net.vip),
             ("dns", Protocol::Udp, net.vip),
@@ -113,8 +120,8 @@ fn a_backend_that_drains_keeps_its_flows_and_gets_no_more() {
             datapath.serve_with(name, protocol, vip, &net.backends[left], linger).unwrap();
         }
         let mut kept = 0;
-        let (again, goes_on): (Vec<_>, _) = sent.into_iter().partition(|(frame, _)| is_syn(frame));
-        for (frame, backend) in goes_on {
+        let (again, goes_on): (Vec<_>, Vec<_>) = sent.into_iter().partition(|(frame, _)| is_syn(frame));
+        for (frame, backend) in goes_on.into_iter().chain(half_open) {
             assert_eq!(destination(&datapath.from_pod(frame).unwrap().frame), backend);
             kept += u32::from(backend == gone);
         }

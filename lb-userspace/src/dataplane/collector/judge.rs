@@ -91,13 +91,13 @@ impl Judge {
         if other.is_some() {
             return Verdict::Keep;
         }
-        // What is left of a flow that has begun to end, or had no answer, nobody waits for.
-        let is_vain = !is_clients(entry) && (entry.fin || entry.reset || entry.packets == 0);
-        if is_vain || at_other_key.is_some() || !self.has_room {
+        // What is left of a flow that has begun to end, or went no further than one answer, nobody waits for.
+        let is_vain = !is_clients(entry) && (entry.fin || entry.reset || entry.packets < 2);
+        if is_vain || at_other_key.is_some() {
             return Verdict::Remove(Cause::Single);
         }
-        // No younger than the half that there is.
-        Verdict::Restore(half)
+        // No younger than the half that there is. The full table itself decides what it keeps.
+        if self.has_room { Verdict::Restore(half) } else { Verdict::Keep }
     }
 
     /// Whether a client is with its backend no longer. The time-out is that of the service port, 0 for none.

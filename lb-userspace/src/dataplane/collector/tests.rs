@@ -130,7 +130,8 @@ fn a_lost_half_comes_back_while_there_is_room() {
     assert_eq!(verdict(&judge(), &[(from, restored), (key, mirror)], true), Verdict::Keep);
 
     let full = Judge { has_room: false, ..judge() };
-    assert_eq!(full.flow(&from, &flow, None, |_, _| true), Verdict::Remove(Cause::Single));
+    assert_eq!(full.flow(&from, &flow, None, |_, _| true), Verdict::Keep);
+    assert_eq!(full.flow(&key, &mirror, None, |_, _| true), Verdict::Keep);
     let taken = Flow { to: from.to(address(9), 99).swap(), ..mirror };
     assert_eq!(judge().flow(&from, &flow, Some(&taken), |_, _| true), Verdict::Remove(Cause::Single));
 }
@@ -143,7 +144,7 @@ fn no_half_is_restored_for_what_is_over_or_not_known() {
     let [flow, mirror] = pair(Protocol::Tcp, 3600);
     let closing = (mirror.0, Flow { fin: true, ..mirror.1 });
     assert_eq!(single(closing, true), Verdict::Remove(Cause::Single), "the client may have closed as well");
-    let unanswered = (mirror.0, Flow { packets: 0, ..mirror.1 });
+    let unanswered = (mirror.0, Flow { packets: 1, ..mirror.1 });
     assert_eq!(single(unanswered, true), Verdict::Remove(Cause::Single));
     let [_, old] = pair(Protocol::Tcp, 24 * 3600 + 1);
     assert_eq!(single(old, true), Verdict::Remove(Cause::Expired));

@@ -66,8 +66,13 @@ fn each_policy_applies_to_its_own_addresses_and_inside_external_ones_lead_to_all
         service.external_ips = addresses(&["203.0.113.1"]);
         service.load_balancer_ips = addresses(&["198.51.100.1"]);
         let expected: Vec<_> = expected.iter().map(|text| format!("default/web:http/TCP {text}")).collect();
-        let found = lines(&planned(&[service], &slices()));
-        assert_eq!(found, expected, "{internal_policy:?} {external_policy:?}");
+        let plan = planned(&[service], &slices());
+        assert_eq!(lines(&plan), expected, "{internal_policy:?} {external_policy:?}");
+        let cluster_ip = IpAddr::from([10, 0, 0, 1]);
+        for port in plan.service_ports.values() {
+            let is_there = port.frontends.iter().any(|frontend| frontend.address == cluster_ip);
+            assert_eq!(port.cluster_ip, is_there.then_some(cluster_ip), "the others may be machines'");
+        }
     }
 }
 
