@@ -1,9 +1,12 @@
 //! Sizes of the maps change on a live node, by the same way as layouts do.
 
-use viaduct_tests::needs_root;
+use viaduct_tests::{HttpConnection, http_get, needs_root};
 
 use crate::traffic::Traffic;
 use crate::{Build, Cluster};
+
+const V4: &str = "10.96.0.10:80";
+const V6: &str = "[fd00:10:96::10]:80";
 
 #[test]
 fn sizes_change_without_breaking_a_connection() {
@@ -21,10 +24,25 @@ fn sizes_change_without_breaking_a_connection() {
             assert_eq!(cluster.size_of(map).to_string(), size);
         }
     }
-    let outcome = traffic.stop();
-    println!("{outcome:?}");
-    assert_eq!(outcome.failures, [""; 0]);
-    assert_eq!(outcome.retransmissions, 0);
+    traffic.stop().assert_nothing_lost();
+}
+
+/// A family's maps shrink to one entry when it is not served any more, and grow when it is again.
+#[test]
+fn families_come_and_go_without_breaking_a_connection_of_the_other() {
+    needs_root!();
+    let cluster = Cluster::new();
+    cluster.start(Build::Shipped).stop().unwrap();
+    let mut connection = HttpConnection::open(cluster.lab.pod("client").namespace(), V4.parse().unwrap()).unwrap();
+    connection.get().unwrap();
+    for (families, serves_v6) in [("IPv4", false), ("IPv4,IPv6", true)] {
+        let agent = cluster.spawn(Build::Shipped, &[], &["--ip-families", families]);
+        agent.wait_until_ready().unwrap();
+        agent.stop().unwrap();
+        connection.get().unwrap();
+        let v6 = http_get(cluster.lab.pod("client").namespace(), V6.parse().unwrap());
+        assert_eq!(v6.is_ok(), serves_v6, "{v6:?}");
+    }
 }
 
 #[test]
@@ -46,5 +64,5 @@ fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goe
     }
     cluster.start(Build::Shipped).stop().unwrap();
     cluster.assert_is_at_rest(Build::Shipped.layout());
-    assert_eq!(traffic.stop().failures, [""; 0]);
+    traffic.stop().assert_nothing_lost();
 }

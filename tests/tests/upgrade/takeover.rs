@@ -24,10 +24,7 @@ fn an_upgrade_and_a_downgrade_lose_no_packet() {
         cluster.assert_is_at_rest(build.layout());
         traffic.go_on();
     }
-    let outcome = traffic.stop();
-    println!("{outcome:?}");
-    assert_eq!(outcome.failures, [""; 0]);
-    assert_eq!(outcome.retransmissions, 0);
+    traffic.stop().assert_nothing_lost();
 }
 
 #[test]
@@ -96,7 +93,7 @@ fn a_layout_without_its_types_is_refused_with_the_remedy() {
     traffic.go_on();
     cluster.start(Build::Shipped);
     cluster.assert_is_at_rest(Build::Shipped.layout());
-    assert_eq!(traffic.stop().failures, [""; 0]);
+    traffic.stop().assert_nothing_lost();
 }
 
 /// What cleanup of another version finds half done, it removes.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, MapType};
+use lb_common::abi::Family;
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
@@ -82,8 +83,8 @@ impl Carrier {
             else {
                 continue;
             };
-            let path = from.0.map(name);
-            if !path.exists() {
+            let is_unserved = sizes.unserved.is_some_and(|family| name.ends_with(suffix(family)));
+            if is_unserved || !from.0.map(name).exists() {
                 continue;
             }
             let open = |pins: &Pins| {
@@ -98,10 +99,6 @@ impl Carrier {
                 Ok((RawMap::new(map)?, kind))
             };
             let ((from, _), (to, kind)) = (open(from.0)?, open(to.0)?);
-            // Of a family that is not served any more.
-            if to.len() == 1 && from.len() > 1 {
-                continue;
-            }
             let time = TIMES.iter().find_map(|time| {
                 let at =
                     |fields: &[super::types::Field]| fields.iter().find(|field| field.path == *time).map(|f| f.offset);
@@ -197,6 +194,14 @@ impl Pair {
         }
         self.to.put(key, value, Put::Always)?;
         Ok(true)
+    }
+}
+
+/// What the names of a family's maps end with.
+const fn suffix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "_4",
+        Family::V6 => "_6",
     }
 }
 
