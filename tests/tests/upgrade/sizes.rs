@@ -52,7 +52,6 @@ fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goe
     cluster.start(Build::Shipped).stop().unwrap();
     let traffic = Traffic::start(&cluster);
     for (flag, size, expected) in [
-        ("--max-slots", "64", "see --max-service-ports, --max-backends and --max-slots"),
         ("--max-backends", "1", "see --max-service-ports, --max-backends and --max-slots"),
         ("--max-service-ports", "1", "see --max-service-ports, --max-backends and --max-slots"),
         ("--max-frontends", "1", "FRONTENDS_4 has room for 1 entries, and there are more"),

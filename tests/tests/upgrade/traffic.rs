@@ -67,7 +67,11 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Checks that no packet was lost but what the machine lost, which other tests may keep busy.
     pub(crate) fn assert_nothing_lost(&self) {
-        println!("{self:?}");
+        let Self { exchanges, excused, retransmissions, dropped_by_the_machine, .. } = self;
+        println!(
+            "{exchanges} exchanges, {retransmissions} retransmissions; the machine dropped {dropped_by_the_machine}"
+        );
+        println!("failed meanwhile: {excused:?}");
         assert_eq!(self.failures, [""; 0]);
         assert!(self.retransmissions == 0 || self.dropped_by_the_machine > 0, "{self:?}");
     }
