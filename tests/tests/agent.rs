@@ -143,7 +143,7 @@ fn cleanup_removes_everything_and_says_what() {
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 12, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 23, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 24, "{removed}");
     assert_eq!(removed.matches("removed program ").count(), 10, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();

@@ -31,4 +31,4 @@ pub use crate::addr::Family;
 ///
 /// One version carries the maps of another over by the names of their fields: a new field is zero in what an older version
 /// wrote, so zero has to mean "not known" or "no" there; a field whose meaning changes gets another name.
-pub const LAYOUT: u32 = if cfg!(feature = "other-layout") { 1003 } else { 3 };
+pub const LAYOUT: u32 = 3 + if cfg!(feature = "other-layout") { 1000 } else { 0 };

@@ -31,20 +31,20 @@ fn an_upgrade_and_a_downgrade_lose_no_packet() {
 fn a_hundred_thousand_flows_come_back_as_they_were() {
     needs_root!();
     let cluster = Cluster::new();
-    let start = |build| {
-        let agent = cluster.spawn(build, &[], &["--max-flows", "262144"]);
+    let start = |build, flows| {
+        let agent = cluster.spawn(build, &[], &["--max-flows", flows]);
         agent.wait_until_ready().unwrap();
         agent
     };
-    start(Build::Shipped).stop().unwrap();
+    start(Build::Shipped, "262144").stop().unwrap();
     let client = cluster.lab.pod("client").namespace();
     let mut connection = HttpConnection::open(client, "10.96.0.10:80".parse().unwrap()).unwrap();
     connection.get().unwrap();
     let pins = Pins::new(cluster.node().bpffs());
     let before = multiply(&pins, connection.client().port());
 
-    for build in [Build::Other, Build::Shipped] {
-        let agent = start(build);
+    for (build, flows) in [(Build::Other, "262144"), (Build::Shipped, "262144"), (Build::Shipped, "524288")] {
+        let agent = start(build, flows);
         println!("{}", line(&agent));
         agent.stop().unwrap();
     }
