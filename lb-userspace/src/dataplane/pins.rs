@@ -79,8 +79,10 @@ impl Pins {
         self.within(self.layout().join(BESIDE))
     }
 
-    pub(super) fn are_beside(&self) -> bool {
-        self.folder.as_ref().is_some_and(|folder| folder.ends_with(BESIDE))
+    /// The number of the datapath, if these are such pins.
+    pub(super) fn number_of_beside(&self) -> Option<u32> {
+        let datapath = self.folder.as_ref().filter(|folder| folder.ends_with(BESIDE))?.parent()?;
+        Some(Datapath::parse(datapath.file_name()?.to_str()?)?.number)
     }
 
     /// Pins of this version's layout.
@@ -320,6 +322,8 @@ mod tests {
         let mut leftovers = pins.leftovers();
         leftovers.sort();
         assert_eq!(leftovers, ["v3-old", "v5-3-new"].map(|name| folder.path().join(name)));
+        assert_eq!(pins.within("v5-2").beside().number_of_beside(), Some(2));
+        assert_eq!(pins.within("v5-2").number_of_beside(), None);
         assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}")));
         fs::create_dir(folder.path().join(format!("v{LAYOUT}-7"))).unwrap();
         assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}-7")));

@@ -22,7 +22,7 @@ fn so_does_one_without_tcx() {
 }
 
 /// What is large has nothing to do with it, and takes its time.
-const SMALL: [&str; 6] = ["--max-slots", "65536", "--max-backends", "1024", "--max-service-ports", "256"];
+const SMALL: [&str; 4] = ["--max-slots", "65536", "--max-backends", "1024"];
 
 fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
     let start = |build| {

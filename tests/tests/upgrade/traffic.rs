@@ -134,7 +134,7 @@ impl Traffic {
                 }
                 shared.exchanges[kind].fetch_add(1, Ordering::Relaxed);
                 // New flows must not fill the tables: what is evicted then would be lost for another reason.
-                thread::sleep(Duration::from_millis(if KINDS[kind].starts_with("old") { 1 } else { 10 }));
+                thread::sleep(Duration::from_millis(if KINDS[kind].starts_with("old") { 1 } else { 20 }));
             }
         };
         self.threads.push(thread::spawn(work));

@@ -8,14 +8,17 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::errno::Errno;
 
-use super::remove_pin;
+use super::{Pins, remove_pin};
 
 /// Our place among the filters of others: what comes first is seen first.
 const PRIORITY: u16 = 49;
-/// Our filter.
-pub(super) const MAIN: TcHandle = TcHandle::new(0, 1);
-/// The one that stands beside it for a while, see [`super::moving`]. The newer of the two is seen first.
-pub(super) const BESIDE: TcHandle = TcHandle::new(0, 2);
+
+/// That of our filter; of one that stands beside it for a while, see [`super::moving`], another for each datapath. The newer
+/// filter is seen first.
+pub(super) fn handle(pins: &Pins) -> TcHandle {
+    let number = pins.number_of_beside().map_or(1, |number| 2 + number % 0xfff0);
+    TcHandle::new(0, u16::try_from(number).unwrap_or(u16::MAX))
+}
 
 /// Attaches a program, or replaces the one of the filter that is there already.
 pub(super) fn attach(

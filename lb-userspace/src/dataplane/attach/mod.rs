@@ -131,7 +131,7 @@ pub fn attach(object: &mut Object, pins: &Pins, mechanism: Mechanism, index: u32
         let pin = pin(pins, mechanism, namespace, index, program_name);
         let result = match mechanism {
             Mechanism::Tcx => tcx::attach(program, name, attach_type, &pin),
-            Mechanism::Clsact => clsact::attach(program, name, attach_type, &pin, clsact::MAIN),
+            Mechanism::Clsact => clsact::attach(program, name, attach_type, &pin, clsact::handle(pins)),
         };
         if let Err(error) = result {
             if nix::net::if_::if_nametoindex(name) != Ok(index) {
@@ -175,8 +175,7 @@ pub fn detach(pins: &Pins, mechanism: Mechanism, attached: &Attached) -> Result<
         );
         let hook = HOOKS.iter().find(|(program, _)| *program == attached.program);
         if let (Some((_, attach_type)), Some(name)) = (hook, interface_name(attached.index)) {
-            let handle = if pins.are_beside() { clsact::BESIDE } else { clsact::MAIN };
-            clsact::detach(&name, *attach_type, handle);
+            clsact::detach(&name, *attach_type, clsact::handle(pins));
         }
     }
     remove_pin(&attached.pin)?;

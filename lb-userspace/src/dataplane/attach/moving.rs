@@ -49,7 +49,7 @@ pub(in crate::dataplane) fn stand_beside(object: &mut Object, from: &Pins, to: &
                 tcx::attach_before(object.program(program)?, &interface, attach_type, &pin, &attached.pin)
             }
             Mechanism::Clsact => {
-                clsact::attach(object.program(program)?, &interface, attach_type, &pin, clsact::BESIDE)
+                clsact::attach(object.program(program)?, &interface, attach_type, &pin, clsact::handle(&beside))
             }
         };
         match result {
@@ -91,7 +91,7 @@ pub(in crate::dataplane) fn swap(object: &mut Object, role: Role, from: &Pins, t
                     swap_link(&attached.pin, &pin, object.program(program)?.fd()?)?;
                 }
             }
-            Mechanism::Clsact => swap_filter(object, (program, attach_type), &attached, &pin)?,
+            Mechanism::Clsact => swap_filter(object, (program, attach_type), &attached, (to, &pin))?,
         }
         test_hooks::step();
     }
@@ -156,11 +156,11 @@ fn swap_filter(
     object: &mut Object,
     (program, attach_type): (&str, TcAttachType),
     attached: &Attached,
-    new: &Path,
+    (to, new): (&Pins, &Path),
 ) -> Result<()> {
     let pin = &attached.pin;
     if let Some(interface) = attached.interface() {
-        clsact::attach(object.program(program)?, &interface, attach_type, new, clsact::MAIN)?;
+        clsact::attach(object.program(program)?, &interface, attach_type, new, clsact::handle(to))?;
         test_hooks::step();
         return remove_pin(pin).map(drop);
     }
