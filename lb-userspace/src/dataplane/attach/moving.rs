@@ -87,6 +87,9 @@ pub(in crate::dataplane) fn swap(object: &mut Object, role: Role, from: &Pins, t
                     rename(&beside, &pin)?;
                     test_hooks::step();
                     remove_pin(&attached.pin)?;
+                } else if role == Role::Answering && pin.exists() {
+                    // An agent was killed between these two lines: there were two links already.
+                    remove_pin(&attached.pin)?;
                 } else {
                     swap_link(&attached.pin, &pin, object.program(program)?.fd()?)?;
                 }
