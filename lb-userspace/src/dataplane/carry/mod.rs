@@ -52,7 +52,9 @@ pub fn take_over(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Objec
     let latest = others.last().cloned();
     let fitting = others.pop_if(|latest| fits(&pins.within(latest.name()), latest.layout, &types, sizes));
     if let (Some(ours), true) = (&fitting, others.is_empty()) {
-        return load(&pins.within(ours.name()), sizes, settings);
+        let object = load(&pins.within(ours.name()), sizes, settings)?;
+        drop_number(pins, ours)?;
+        return Ok(object);
     }
     let mut carried = Carried::default();
     let (ours, mut object) = match fitting {
@@ -80,15 +82,17 @@ pub fn take_over(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Objec
     if !others.is_empty() {
         move_over(&mut object, pins, &others, &target, (&types, sizes), &mut carried)?;
     }
-    // The number has served: it says which of several is the latest.
-    let name = Datapath { number: 0, ..ours }.name();
-    if target.layout() != pins.root().join(&name) {
-        rename(&target.layout(), &pins.root().join(name))?;
-    }
+    drop_number(pins, &ours)?;
     if let Some(latest) = latest {
         log(&latest, &ours, &carried, start);
     }
     Ok(object)
+}
+
+/// The number has served when there are no others: it says which of several is the latest.
+fn drop_number(pins: &Pins, datapath: &Datapath) -> Result<()> {
+    let name = Datapath { number: 0, layout: datapath.layout }.name();
+    if name == datapath.name() { Ok(()) } else { rename(&pins.root().join(datapath.name()), &pins.root().join(name)) }
 }
 
 /// Loads the programs and pins them, with their maps.
