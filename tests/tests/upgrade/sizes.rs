@@ -53,7 +53,7 @@ fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goe
     let traffic = Traffic::start(&cluster);
     for (flag, size, expected) in [
         ("--max-backends", "1", "see --max-service-ports, --max-backends and --max-slots"),
-        ("--max-service-ports", "1", "see --max-service-ports, --max-backends and --max-slots"),
+        ("--max-service-ports", "1", "SERVICE_NAMES has room for 1 entries, and there are more"),
         ("--max-frontends", "1", "FRONTENDS_4 has room for 1 entries, and there are more"),
     ] {
         let agent = cluster.spawn(Build::Shipped, &[], &[flag, size]);
