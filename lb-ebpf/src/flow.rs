@@ -57,15 +57,15 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
     else {
         return not_served(ctx, work);
     };
-    if is_left_to_another_proxy(&work.packet) {
-        return Ok(Next::Pass);
-    }
     if let Some(found) = A::follow(ctx) {
         let hook = match found {
             Some(hook) => hook,
             None => A::try_another(ctx),
         };
         return translate(ctx, work, hook);
+    }
+    if is_left_to_another_proxy(&work.packet) {
+        return Ok(Next::Pass);
     }
     match open(ctx, service_port, work) {
         Ok(hook) => translate(ctx, work, hook),

@@ -38,7 +38,7 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
     work.now = now();
     work.to = work.found.to;
     work.key = work.to.swap();
-    if !may_go_on(ctx, &work.found, work) {
+    if !may_go_on(ctx, &work.found, work) || !has_mirror(work) {
         remove(work);
         return None;
     }
@@ -48,7 +48,7 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         if work.found.attempt & attempt::ANSWERED == 0 && !is_copy {
             return Some(None);
         }
-    } else if has_mirror(work) && is_proved(ctx, &work.found, work) {
+    } else if is_proved(ctx, &work.found, work) {
         // SAFETY: as above.
         work.entry = unsafe { *entry };
         promote(work);
