@@ -33,10 +33,10 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
         return Err(Reason::VipSource);
     }
     work.probe = NO_PROBE;
-    let hook = A::choose(ctx, service_port)?;
-    A::enter(ctx, service_port, hook as u32)?;
+    let hook = A::choose(ctx, service_port, work)?;
+    A::enter(ctx, service_port, hook as u32, work)?;
     if work.probe != NO_PROBE {
-        A::probe(ctx, service_port);
+        A::probe(ctx, service_port, work);
     }
     Ok(hook)
 }
@@ -118,7 +118,7 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
     let stays = had && !leaves;
     work.attempt = 0;
     work.except = Flow::<A>::NO_BACKEND;
-    let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched))? };
+    let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched), work)? };
     let hook = match found {
         Some(hook) => hook,
         None => {
@@ -169,7 +169,7 @@ pub fn pick<A: Ip>(
                 continue;
             }
         }
-        let hook = A::take(ctx, u32::from(work.packet.tuple.source_port));
+        let hook = A::take(ctx, u32::from(work.packet.tuple.source_port), work);
         if hook.is_some() {
             return Ok(hook);
         }
@@ -183,7 +183,7 @@ fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook
     for attempt in 0..=SPARE_ATTEMPTS {
         let own = work.packet.tuple.source_port;
         let source_port = if attempt == 0 { own } else { spare(&work.packet.tuple, attempt) };
-        if let Some(hook) = A::take(ctx, u32::from(source_port)) {
+        if let Some(hook) = A::take(ctx, u32::from(source_port), work) {
             return Ok(hook);
         }
     }
