@@ -49,7 +49,8 @@ fn rounds(group: &mut Group<'_>) -> Result<()> {
     let pins = Pins::new(reaper.bpffs());
     pins.create()?;
     // No packet comes: the programs are loaded for the maps only.
-    let sizes = Sizes { limits: LIMITS, flows: 1 << 20, half_open: 1 << 14, affinity: 1 << 16, sockets: 1024, unserved: None };
+    let sizes =
+        Sizes { limits: LIMITS, flows: 1 << 20, half_open: 1 << 14, affinity: 1 << 16, sockets: 1024, unserved: None };
     Object::load(OBJECT, &pins, &sizes, Settings::default())?;
     let flows = Flows::open(&pins, "FLOWS_4")?;
     group.bench_function("round, tables empty", |bencher| in_rounds(bencher, &pins, IdleTimes::DEFAULT, 4, || Ok(())));
@@ -179,6 +180,8 @@ fn flow(from: Tuple4, last_seen: u64) -> Flow4 {
         established: true,
         last_seen,
         packets: 1,
+        sequence: 0,
+        attempt: 0,
         bytes: 104,
     }
 }

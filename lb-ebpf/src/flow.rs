@@ -50,9 +50,7 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         remove_pair(work);
     }
     let dialled = &work.packet.tuple;
-    if work.packet.tuple.destination == A::hairpin()
-        && A::reply(ctx)?
-    {
+    if work.packet.tuple.destination == A::hairpin() && A::reply(ctx)? {
         return translate(ctx, work, Hook::HairpinReply);
     }
     let Some(service_port) = maps::service_port_at(dialled.destination, dialled.destination_port, dialled.protocol)

@@ -65,7 +65,8 @@ fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
             return true;
         }
         // SAFETY: a map value, valid for the run of the program.
-        let has_ended = maps::flow(HalfOpen, &work.key).is_some_and(|mirror| unsafe { (*mirror).fin || (*mirror).reset });
+        let has_ended =
+            maps::flow(HalfOpen, &work.key).is_some_and(|mirror| unsafe { (*mirror).fin || (*mirror).reset });
         if flow.fin || flow.reset || has_ended || flow.sequence != work.packet.numbers(ctx).0 {
             return false;
         }
@@ -95,7 +96,9 @@ fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
     if flow.attempt & attempt::ANSWERED == 0 {
         return work.packet.tuple.protocol == Protocol::Udp && flow.packets >= UNANSWERED;
     }
-    !reset && !work.packet.is_reset() && (expected == 0 || work.packet.numbers(ctx).1.wrapping_sub(expected) < ACKNOWLEDGED)
+    !reset
+        && !work.packet.is_reset()
+        && (expected == 0 || work.packet.numbers(ctx).1.wrapping_sub(expected) < ACKNOWLEDGED)
 }
 
 /// Moves a flow, whose client's half is `work.entry`, to the others.
@@ -104,7 +107,8 @@ fn promote<A: Ip>(work: &mut Workspace<A>) {
     let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
     // The mirror first: a client's half without one would let replies pass untranslated.
     // SAFETY: a map value, valid for the run of the program, which is copied by the kernel.
-    if !maps::put_flow(Flows, &work.key, unsafe { &*mirror }) || !maps::put_flow(Flows, &work.packet.tuple, &work.entry) {
+    if !maps::put_flow(Flows, &work.key, unsafe { &*mirror }) || !maps::put_flow(Flows, &work.packet.tuple, &work.entry)
+    {
         return;
     }
     maps::remove_flow(HalfOpen, &work.packet.tuple);

@@ -7,9 +7,9 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health, PodInterface,
-    Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket,
-    Vip, vip_flags,
+    Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
+    PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer,
+    TokenBucket, Vip, vip_flags,
 };
 use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 

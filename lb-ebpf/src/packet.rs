@@ -44,7 +44,9 @@ pub fn interface(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// What the programs answer with.
+/// What the programs answer with. As long as a reason, so that of the number in which the compiler hands on the one or the other no
+/// bits are left without a meaning: it may leave a pointer in those, which the verifier forbids.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// On to the next program and the stack, changed or not.

@@ -357,5 +357,5 @@ fn traffic_that_is_for_no_service_is_not_touched() {
         tally.assert_no_errors();
         assert_eq!(tally.counts([backend]), [50]);
     }
-    assert_eq!(maps(cluster.lab.node("node1")).v4.flows.entries().unwrap(), [], "and leaves no flow");
+    assert_eq!(maps(cluster.lab.node("node1")).v4.all_flows().unwrap(), [], "and leaves no flow");
 }

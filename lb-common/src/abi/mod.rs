@@ -19,8 +19,7 @@ pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};
 pub use self::reason::Reason;
 pub use self::service::{
     Backend, Backend4, Backend6, BackendState, Frontend, FrontendKey, FrontendKey4, FrontendKey6, Health, Scope,
-    ServicePort,
-    SlotPair, SlotRange, TrafficPolicy, Vip, service_port_flags, vip_flags,
+    ServicePort, SlotPair, SlotRange, TrafficPolicy, Vip, service_port_flags, vip_flags,
 };
 pub use self::settings::{IdleTimes, handover, options};
 pub use self::socket::{

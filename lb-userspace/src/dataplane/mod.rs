@@ -40,8 +40,8 @@ pub use stale_sockets::{StaleSockets, Swept};
 pub use table::{Entry, Table};
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    Health, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
+    Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
+    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 

@@ -62,7 +62,7 @@ fn a_backend_id_that_was_given_to_another_address_is_not_mistaken_for_the_old_on
     let mut datapath = Datapath::new().unwrap();
     datapath.serve("dns", Protocol::Udp, at(VIP), &[at(BACKENDS[0])]).unwrap();
     datapath.from_pod(packet::udp(at(CLIENT), at(VIP), b"")).unwrap();
-    let id = datapath.maps.v4.flows.entries().unwrap()[0].1.backend;
+    let id = datapath.maps.v4.all_flows().unwrap()[0].1.backend;
     // Changes until the id has come round, while the client is silent.
     let mut others = (1024..20_000).map(|port| SocketAddr::from(([10, 244, 3, 1], port)));
     let other = others

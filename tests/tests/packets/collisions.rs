@@ -105,7 +105,7 @@ fn a_direct_connection_besides_a_flow_gets_another_port_and_its_replies_are_turn
             assert_flow(&mut datapath, &net, case, build, net.vip, net.client);
         }
         let direct = maps!(datapath, net, |maps| {
-            let flows = maps.flows.entries().unwrap().into_iter().map(|(_, flow)| flow);
+            let flows = maps.all_flows().unwrap().into_iter().map(|(_, flow)| flow);
             let direct = flows.filter(|flow| flow.backend == Flow::<Address4>::NO_BACKEND);
             direct.map(|flow| (flow.hook as u8, flow.packets)).collect::<std::collections::BTreeMap<_, _>>()
         });

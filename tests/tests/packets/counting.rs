@@ -50,7 +50,7 @@ fn flows_and_connections_are_counted() {
     let backend = destination(&datapath.from_pod(request.clone()).unwrap().frame);
     datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::ACK, b"data")).unwrap();
     datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"")).unwrap();
-    let flows = datapath.maps.v4.flows.entries().unwrap();
+    let flows = datapath.maps.v4.all_flows().unwrap();
     let forward = tuple(at(CLIENT), at(VIP), Protocol::Tcp);
     let flow = flows.iter().find(|(key, _)| *key == forward).unwrap().1;
     assert_eq!((flow.packets, flow.bytes), (2, 40 + 44));

@@ -55,7 +55,7 @@ fn all_fragments_of_a_packet_go_to_one_backend_and_those_of_a_reply_come_from_th
             );
         }
         let packets = maps!(datapath, net, |maps| {
-            maps.flows.entries().unwrap().iter().map(|(_, flow)| flow.packets).collect::<Vec<_>>()
+            maps.all_flows().unwrap().iter().map(|(_, flow)| flow.packets).collect::<Vec<_>>()
         });
         assert_eq!(packets.iter().sum::<u64>(), 2 * 3 * 3, "fragments count as packets");
     }

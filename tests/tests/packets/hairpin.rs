@@ -153,7 +153,7 @@ fn the_end_of_a_connection_of_a_pod_to_itself_is_noticed_in_both_directions() {
         datapath.from_pod(packet::tcp(itself(&net), seen, TcpFlags::FIN_ACK, b"")).unwrap();
         let ends = maps!(datapath, net, |maps| {
             let mut ends: Vec<_> =
-                maps.flows.entries().unwrap().iter().map(|(_, flow)| (flow.hook, flow.fin, flow.packets)).collect();
+                maps.all_flows().unwrap().iter().map(|(_, flow)| (flow.hook, flow.fin, flow.packets)).collect();
             ends.sort_unstable_by_key(|(hook, ..)| *hook as u8);
             ends
         });

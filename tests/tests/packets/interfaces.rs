@@ -16,7 +16,7 @@ fn the_same_addresses_at_another_interface_neither_find_nor_change_a_flow() {
         for net in nets() {
             let entries_of = |datapath: &mut viaduct_tests::datapath::Datapath, interface| {
                 maps!(datapath, net, |maps| {
-                    let mut entries = maps.flows.entries().unwrap();
+                    let mut entries = maps.all_flows().unwrap();
                     entries.retain(|(key, _)| key.interface == InterfaceIndex::new(interface));
                     let mut seen: Vec<_> = entries.iter().map(|entry| format!("{entry:?}")).collect();
                     seen.sort_unstable();

@@ -5,6 +5,7 @@ use viaduct_tests::datapath::{Datapath, MARK};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
+use super::table;
 use super::{Net, both, count, destination, dropped, flow_entries, forget_flows, maps, nets, passed};
 
 /// A frame with other bytes at an offset.
@@ -138,10 +139,10 @@ fn a_flow_whose_mirror_says_otherwise_is_opened_anew() {
         let first = datapath.from_pod(question(net.client, net.vip)).unwrap();
         // The replies belong to a flow from another port now, as after a table that was too small.
         let other = net.client_at(4321);
-        maps!(datapath, net, |maps| for (key, mut flow) in maps.flows.entries().unwrap() {
+        maps!(datapath, net, |maps| for (key, mut flow) in maps.all_flows().unwrap() {
             if flow.hook == lb_common::abi::Hook::ToPod {
                 flow.to.destination_port = other.port();
-                maps.flows.insert(&key, &flow).unwrap();
+                table!(maps, &key).insert(&key, &flow).unwrap();
             }
         });
         super::age_flows(&mut datapath, &net, std::time::Duration::from_secs(1));
@@ -175,15 +176,15 @@ fn a_flow_that_finds_no_room_is_dropped_and_leaves_nothing() {
         datapath.from_pod(frame.clone()).unwrap();
         // As full as can be, but for `left` entries.
         maps!(datapath, net, |maps| {
-            let (mut key, flow) = maps.flows.entries().unwrap()[0];
-            for (key, _) in maps.flows.entries().unwrap() {
-                maps.flows.remove(&key).unwrap();
+            let (mut key, flow) = maps.all_flows().unwrap()[0];
+            for (key, _) in maps.all_flows().unwrap() {
+                table!(maps, &key).remove(&key).unwrap();
             }
             (key.source_port, key.destination_port) = (1, 0);
             for number in 0..FLOWS - 1 {
                 let [_, _, high, low] = number.to_be_bytes();
                 key.destination_port = u16::from_be_bytes([high, low]);
-                maps.flows.insert(&key, &flow).unwrap();
+                table!(maps, &key).insert(&key, &flow).unwrap();
             }
         });
         for (left, case) in [(1, "the mirror found room"), (0, "nothing found room")] {
@@ -191,10 +192,10 @@ fn a_flow_that_finds_no_room_is_dropped_and_leaves_nothing() {
             assert_eq!(datapath.from_pod(frame.clone()).unwrap(), dropped(frame.clone()), "{case}");
             assert_eq!(flow_entries(&mut datapath, &net), used as usize, "{case}");
             maps!(datapath, net, |maps| {
-                let (mut key, flow) = maps.flows.entries().unwrap()[0];
+                let (mut key, flow) = maps.all_flows().unwrap()[0];
                 key.source_port = 2;
                 // The last one that fits, for the next turn.
-                let _ = maps.flows.insert(&key, &flow);
+                let _ = table!(maps, &key).insert(&key, &flow);
             });
         }
         assert_eq!(count(&datapath, Reason::FlowTable), before + 2);

@@ -168,7 +168,7 @@ fn a_new_connection_from_the_port_of_one_that_has_ended_begins_with_a_clean_slat
             }
             datapath.from_pod(client(TcpFlags::SYN)).unwrap();
             let state = maps!(datapath, net, |maps| {
-                let flows = maps.flows.entries().unwrap();
+                let flows = maps.all_flows().unwrap();
                 flows.iter().map(|(_, flow)| (flow.fin, flow.reset, flow.established)).collect::<Vec<_>>()
             });
             assert_eq!(state, [(false, false, false); 2], "{case}");
@@ -187,8 +187,7 @@ fn a_syn_that_is_sent_again_goes_on_with_its_flow() {
             .serve("web", Protocol::Tcp, net.vip, &[net.backends.as_slice(), &[net.client_at(1)]].concat())
             .unwrap();
         assert_eq!(datapath.from_pod(syn).unwrap(), first);
-        let flows =
-            maps!(datapath, net, |maps| maps.flows.entries().unwrap().iter().map(|(_, flow)| flow.packets).max());
+        let flows = maps!(datapath, net, |maps| maps.all_flows().unwrap().iter().map(|(_, flow)| flow.packets).max());
         assert_eq!(flows, Some(2));
     }
 }

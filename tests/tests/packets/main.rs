@@ -137,24 +137,32 @@ macro_rules! maps {
 }
 use maps;
 
+/// The table that a half of a flow is in.
+macro_rules! table {
+    ($maps:expr, $key:expr) => {
+        if $maps.half_open.get($key).unwrap().is_some() { &$maps.half_open } else { &$maps.flows }
+    };
+}
+use table;
+
 /// How many entries there are in the flow table.
 fn flow_entries(datapath: &mut Datapath, net: &Net) -> usize {
-    maps!(datapath, net, |maps| maps.flows.entries().unwrap().len())
+    maps!(datapath, net, |maps| maps.all_flows().unwrap().len())
 }
 
 /// All flows with their mirrors are gone.
 fn forget_flows(datapath: &mut Datapath, net: &Net) {
-    maps!(datapath, net, |maps| for (key, _) in maps.flows.entries().unwrap() {
-        maps.flows.remove(&key).unwrap();
+    maps!(datapath, net, |maps| for (key, _) in maps.all_flows().unwrap() {
+        table!(maps, &key).remove(&key).unwrap();
     });
 }
 
 /// Makes all flows, and their mirrors, so much older.
 fn age_flows(datapath: &mut Datapath, net: &Net, age: Duration) {
     let then = ago(age);
-    maps!(datapath, net, |maps| for (key, mut flow) in maps.flows.entries().unwrap() {
+    maps!(datapath, net, |maps| for (key, mut flow) in maps.all_flows().unwrap() {
         flow.last_seen = then;
-        maps.flows.insert(&key, &flow).unwrap();
+        table!(maps, &key).insert(&key, &flow).unwrap();
     });
 }
 

@@ -11,7 +11,7 @@ use viaduct_tests::packet::{self, TcpFlags};
 
 use super::{
     BACKENDS, CLIENT, FIRST_PACKETS, VIP, ago, at, backends, both, count, datapath, destination, flow_entries,
-    is_spare, maps, nets, passed, source,
+    is_spare, maps, nets, passed, source, table,
 };
 
 #[test]
@@ -20,9 +20,9 @@ fn a_flow_that_lost_its_mirror_gets_it_back() {
     for build in [FIRST_PACKETS[1].1, FIRST_PACKETS[2].1] {
         let mut datapath = datapath();
         let backend = destination(&datapath.from_pod(build(at(CLIENT), at(VIP))).unwrap().frame);
-        for (key, flow) in datapath.maps.v4.flows.entries().unwrap() {
+        for (key, flow) in datapath.maps.v4.all_flows().unwrap() {
             if flow.hook == Hook::ToPod {
-                datapath.maps.v4.flows.remove(&key).unwrap();
+                table!(datapath.maps.v4, &key).remove(&key).unwrap();
             }
         }
         // The mirror is seen after when there was a pause, not with every packet.
@@ -41,12 +41,12 @@ fn a_flow_in_constant_use_sees_after_its_mirror_now_and_then() {
     for net in nets() {
         datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap();
         for (packets, expected) in [(65, 1), (127, 1), (128, 2)] {
-            maps!(datapath, net, |maps| for (key, mut flow) in maps.flows.entries().unwrap() {
+            maps!(datapath, net, |maps| for (key, mut flow) in maps.all_flows().unwrap() {
                 // As if a packet had come just now.
                 (flow.packets, flow.last_seen) = (packets, ago(Duration::ZERO) + 60_000_000_000);
                 match flow.hook {
-                    Hook::ToPod => maps.flows.remove(&key).unwrap(),
-                    _ => maps.flows.insert(&key, &flow).unwrap(),
+                    Hook::ToPod => table!(maps, &key).remove(&key).unwrap(),
+                    _ => table!(maps, &key).insert(&key, &flow).unwrap(),
                 }
             });
             datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap();
@@ -69,7 +69,7 @@ fn a_closed_connection_does_not_disturb_one_that_dials_the_backend_directly_from
         assert_eq!(datapath.from_pod(direct.clone()).unwrap(), passed(direct, 0), "{ends}");
         let answer = packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"");
         assert_eq!(datapath.to_pod(answer.clone()).unwrap(), passed(answer, 0), "{ends}");
-        assert_eq!(datapath.maps.v4.flows.entries().unwrap(), [], "{ends}: both halves are gone");
+        assert_eq!(datapath.maps.v4.all_flows().unwrap(), [], "{ends}: both halves are gone");
     }
 }
 
@@ -118,5 +118,5 @@ fn a_closed_connection_gives_its_ports_back() {
     assert_eq!((source(&anew.frame), destination(&anew.frame)), (at(CLIENT), backend));
     let reply = datapath.to_pod(packet::tcp(backend, at(CLIENT), TcpFlags::SYN_ACK, b"")).unwrap();
     assert_eq!(reply.frame, packet::tcp(other_vip, at(CLIENT), TcpFlags::SYN_ACK, b""));
-    assert_eq!(datapath.maps.v4.flows.entries().unwrap().len(), 2, "nothing is left of the first connection");
+    assert_eq!(datapath.maps.v4.all_flows().unwrap().len(), 2, "nothing is left of the first connection");
 }

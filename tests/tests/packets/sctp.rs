@@ -7,6 +7,7 @@ use viaduct_tests::datapath::{Datapath, MARK};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet;
 
+use super::table;
 use super::{both, count, destination, dropped, flow_entries, maps, nets, passed};
 
 const INIT: u8 = 1;
@@ -50,9 +51,9 @@ fn a_flow_that_would_change_ports_is_not_followed() {
         let data = packet::sctp(net.client, net.sctp_vip(), DATA, b"some data");
         datapath.from_pod(data.clone()).unwrap();
         // No program of ours makes such an entry.
-        maps!(datapath, net, |maps| for (key, mut flow) in maps.flows.entries().unwrap() {
+        maps!(datapath, net, |maps| for (key, mut flow) in maps.all_flows().unwrap() {
             flow.to.destination_port = 9;
-            maps.flows.insert(&key, &flow).unwrap();
+            table!(maps, &key).insert(&key, &flow).unwrap();
         });
         assert_eq!(datapath.from_pod(data).unwrap().verdict, viaduct_tests::datapath::Verdict::Drop);
         assert_eq!(count(&datapath, Reason::Rewrite), before + 1);

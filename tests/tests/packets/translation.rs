@@ -93,7 +93,7 @@ fn packets_for_no_service_leave_as_they_came() {
             assert_eq!(datapath.to_pod(input).unwrap(), passed(frame.clone(), mark), "{case}, to_pod");
         }
     }
-    assert_eq!(datapath.maps.v4.flows.entries().unwrap(), [], "no flow was made");
+    assert_eq!(datapath.maps.v4.all_flows().unwrap(), [], "no flow was made");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn no_packet_carries_a_virtual_address_and_no_flow_is_made() {
     let vips = read("net 10.96.0.0/16 or net fd00:10:96::/48");
     assert_eq!(vips, "");
     let maps = maps(cluster.node());
-    assert!(maps.v4.flows.entries().unwrap().is_empty() && maps.v6.flows.entries().unwrap().is_empty());
+    assert!(maps.v4.all_flows().unwrap().is_empty() && maps.v6.all_flows().unwrap().is_empty());
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn sockets_of_pods_and_of_nodes_without_an_agent_are_left_alone() {
     }
     let maps = maps(cluster.node());
     assert!(maps.v4.sockets.entries().unwrap().is_empty() && maps.v6.sockets.entries().unwrap().is_empty());
-    assert!(!maps.v4.flows.entries().unwrap().is_empty());
+    assert!(!maps.v4.all_flows().unwrap().is_empty());
 }
 
 /// A cgroup of its own, since the agent of this test serves the processes of all network namespaces.
@@ -150,12 +150,12 @@ fn with_all_sockets_pods_are_served_at_theirs_and_their_packets_are_not_touched(
         }
     }
     let maps = maps(cluster.node());
-    assert!(maps.v4.flows.entries().unwrap().is_empty() && maps.v6.flows.entries().unwrap().is_empty());
+    assert!(maps.v4.all_flows().unwrap().is_empty() && maps.v6.all_flows().unwrap().is_empty());
     assert_eq!(maps.v4.sockets.entries().unwrap().len(), 2);
     // A process that is in another cgroup is served by its packets.
     let to: SocketAddr = Way::V4.vip(WEB.0, WEB.1);
     http_get(cluster.lab.pod("client").namespace(), to).unwrap();
-    assert_eq!(maps.v4.flows.entries().unwrap().len(), 2);
+    assert_eq!(maps.v4.all_flows().unwrap().len(), 2);
 }
 
 /// A cgroup below the root, gone with its processes.
