@@ -71,6 +71,7 @@ impl Generator {
             20..26 if self.evicts => self.evict(model),
             26 => Operation::Collect,
             27..47 => self.exchange(model).unwrap_or(Operation::Collect),
+            47..52 => self.trial(model).unwrap_or(Operation::Collect),
             _ => Operation::Send(self.send(model)),
         }
     }
@@ -287,6 +288,24 @@ impl Generator {
             aim_at_zero(&mut send.packet, flow);
         }
         send
+    }
+
+    /// New connections to a service with a suspect backend, when that may be tried again.
+    fn trial(&mut self, model: &Model) -> Option<Operation> {
+        let services = &model.services;
+        let suspects = model.health.entries().iter().filter(|(_, health)| health.suspect_since != 0);
+        let ports = suspects.filter_map(|(id, _)| services.backends.get(&(id.is_v6, id.id)));
+        let ports: Vec<_> = ports.filter_map(|backend| services.ports.get(&backend.service_port)).collect();
+        let port = *self.rng.choice(&ports)?;
+        let frontends: Vec<SocketAddr> = port.frontends.iter().copied().collect();
+        for _ in 0..3 {
+            let (interface, to) = (self.interface(), self.pick(&frontends));
+            let from = SocketAddr::new(pod(to.is_ipv4(), interface), self.client_port());
+            let kind = self.kind(port.protocol(), true, to.is_ipv4());
+            let send = self.sent(interface, from, to, kind);
+            self.next.push(Operation::Send(send));
+        }
+        Some(Operation::Wait(self.pick(&[600, 1_100, 1_100, 5_500])))
     }
 
     /// What goes on with a half-open flow.
