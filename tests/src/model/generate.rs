@@ -300,7 +300,8 @@ impl Generator {
         let frontends: Vec<SocketAddr> = port.frontends.iter().copied().collect();
         for _ in 0..3 {
             let (interface, to) = (self.interface(), self.pick(&frontends));
-            let from = SocketAddr::new(pod(to.is_ipv4(), interface), self.client_port());
+            // Of a port that has no flow yet.
+            let from = SocketAddr::new(pod(to.is_ipv4(), interface), 50_000 + self.rng.u16(..5000));
             let kind = self.kind(port.protocol(), true, to.is_ipv4());
             let send = self.sent(interface, from, to, kind);
             self.next.push(Operation::Send(send));

@@ -22,7 +22,9 @@ impl Model {
     pub(super) fn follow_half_open(&mut self, packet: &Packet<'_>, now: u64) -> Option<Opened> {
         let from = packet.tuple;
         let flow = self.half_open.get(from).filter(Flow::is_clients)?;
-        if !self.may_go_on(packet, &flow, self.half_open.get(flow.to.swap())) {
+        if !self.may_go_on(packet, &flow, self.half_open.get(flow.to.swap()))
+            || !self.has_half_open_mirror(from, &flow, now)
+        {
             self.counts.note("half-open flow left for another");
             self.remove_pair(Place::HalfOpen, from, &flow);
             return None;
@@ -36,7 +38,7 @@ impl Model {
             } else {
                 return Some(self.try_another(packet, &flow, now));
             }
-        } else if self.has_half_open_mirror(from, &flow, now) && self.is_proved(packet, &flow) {
+        } else if self.is_proved(packet, &flow) {
             self.promote(from, &flow);
         }
         Some(Opened::of(&flow))
