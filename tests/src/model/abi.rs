@@ -8,7 +8,7 @@ use lb_common::tuple::Zero;
 use lb_common::{Address, Address4, Address6, InterfaceIndex, Plain};
 use zerocopy::{IntoBytes as _, TryFromBytes};
 
-use super::flows::{Affinity, AffinityKey, Flow, Fragment, FragmentKey, Tuple};
+use super::flows::{Affinity, AffinityKey, Attempt, BackendId, Flow, Fragment, FragmentKey, Health, Tuple};
 use super::services::{Backend, FrontendKey};
 
 /// Whether something belongs into the maps of IPv6.
@@ -95,8 +95,22 @@ fn flow<A: Address>(flow: &Flow) -> abi::Flow<A> {
         last_seen: flow.last_seen,
         packets: flow.packets,
         bytes: flow.bytes,
-        sequence: 0,
-        attempt: 0,
+        sequence: flow.sequence,
+        attempt: attempt(flow.attempt),
+    }
+}
+
+fn attempt(attempt: Attempt) -> u32 {
+    let answered = if attempt.is_answered { abi::attempt::ANSWERED } else { 0 };
+    let probe = if attempt.is_probe { abi::attempt::PROBE } else { 0 };
+    attempt.number | answered | probe
+}
+
+const fn from_attempt(attempt: u32) -> Attempt {
+    Attempt {
+        number: attempt & abi::attempt::NUMBER,
+        is_answered: attempt & abi::attempt::ANSWERED != 0,
+        is_probe: attempt & abi::attempt::PROBE != 0,
     }
 }
 
@@ -113,6 +127,8 @@ fn from_flow<A: Address>(flow: &abi::Flow<A>) -> Flow {
         last_seen: flow.last_seen,
         packets: flow.packets,
         bytes: flow.bytes,
+        sequence: flow.sequence,
+        attempt: from_attempt(flow.attempt),
     }
 }
 
@@ -236,6 +252,47 @@ impl Decode for Fragment {
             source_port: value.source_port,
             destination_port: value.destination_port,
             seen: value.seen,
+        })
+    }
+}
+
+impl OfFamily for BackendId {
+    fn is_v6(&self) -> bool {
+        self.is_v6
+    }
+}
+
+impl Encode for BackendId {
+    fn encode(&self) -> Vec<u8> {
+        self.id.to_ne_bytes().to_vec()
+    }
+}
+
+impl Decode for BackendId {
+    fn decode(bytes: &[u8], is_v6: bool) -> Option<Self> {
+        Some(Self { is_v6, id: u32::from_ne_bytes(bytes.try_into().ok()?) })
+    }
+}
+
+impl Encode for Health {
+    fn encode(&self) -> Vec<u8> {
+        let value = abi::Health {
+            generation: self.generation,
+            failures: self.failures,
+            suspect_since: self.suspect_since,
+            probed: self.probed,
+        };
+        value.as_bytes().to_vec()
+    }
+}
+
+impl Decode for Health {
+    fn decode(bytes: &[u8], _: bool) -> Option<Self> {
+        parse(bytes).map(|value: abi::Health| Self {
+            generation: value.generation,
+            failures: value.failures,
+            suspect_since: value.suspect_since,
+            probed: value.probed,
         })
     }
 }

@@ -7,11 +7,12 @@ use anyhow::{Result, ensure};
 use lb_common::abi::Reason;
 
 use super::abi::{Decode, Encode, OfFamily};
-use super::flows::Timed;
+use super::flows::{BackendId, Timed};
+use super::health::BackendCounts;
 use super::kernel::{Kernel, Output};
 use super::operation::{self, Operation};
-use super::programs::{Arrival, Counts, Model, Outcome, Settings, Verdict};
-use super::services::{SERVICE_PORTS, Services};
+use super::programs::{Arrival, Counts, Model, Outcome, Place, Settings, Verdict};
+use super::services::{BACKENDS, SERVICE_PORTS, Services};
 use super::table::Table;
 
 /// Model and kernel side by side.
@@ -58,7 +59,8 @@ impl Check {
     /// When the kernel refuses it.
     pub fn new(object: &[u8]) -> Result<Self> {
         let kernel = Kernel::load(object, &Settings::default())?;
-        Ok(Self { object: object.to_vec(), kernel, model: Model::default(), has_evicted: false })
+        let model = Model::new(Settings::default(), Counts::default());
+        Ok(Self { object: object.to_vec(), kernel, model, has_evicted: false })
     }
 
     /// Begins anew: nothing is served, and nothing remembered.
@@ -73,7 +75,7 @@ impl Check {
         self.kernel.publish(&self.model.services, &Services::default())?;
         let events = std::mem::take(&mut self.model.counts.events);
         let counts = Counts { events, ..self.kernel_counts()? };
-        self.model = Model { settings: settings.clone(), counts, ..Model::default() };
+        self.model = Model::new(settings.clone(), counts);
         self.has_evicted = false;
         Ok(())
     }
@@ -126,14 +128,14 @@ impl Check {
             Operation::Evict(entry) => {
                 if let Some(tuple) = entry.tuple() {
                     self.has_evicted = true;
-                    self.model.flows.remove(tuple);
-                    self.kernel.remove("FLOWS", &tuple)?;
+                    self.model.table(entry.place()).remove(tuple);
+                    self.kernel.remove(name(entry.place()), &tuple)?;
                 }
             }
             Operation::Collect => {
                 let now = now()?;
-                for tuple in self.model.collect(now) {
-                    self.kernel.remove("FLOWS", &tuple)?;
+                for (place, tuple) in self.model.collect(now) {
+                    self.kernel.remove(name(place), &tuple)?;
                 }
             }
         }
@@ -182,6 +184,8 @@ impl Check {
             }
         }
         touched(&self.kernel, "FLOWS", &mut self.model.flows, times)?;
+        touched(&self.kernel, "HALF_OPEN", &mut self.model.half_open, times)?;
+        touched(&self.kernel, "HEALTH", &mut self.model.health, times)?;
         touched(&self.kernel, "AFFINITY", &mut self.model.affinities, times)?;
         touched(&self.kernel, "FRAGMENTS", &mut self.model.fragments, times)
     }
@@ -192,6 +196,8 @@ impl Check {
     /// The first difference.
     pub fn compare_all(&mut self) -> Result<(), Difference> {
         all(&self.kernel, "FLOWS", &self.model.flows)?;
+        all(&self.kernel, "HALF_OPEN", &self.model.half_open)?;
+        all(&self.kernel, "HEALTH", &self.model.health)?;
         all(&self.kernel, "AFFINITY", &self.model.affinities)?;
         all(&self.kernel, "FRAGMENTS", &self.model.fragments)?;
         if !self.has_evicted
@@ -204,6 +210,7 @@ impl Check {
         for (what, expected, counted) in [
             ("reasons", format!("{:?}", model.reasons), format!("{:?}", counts.reasons)),
             ("service counts", format!("{:?}", model.services), format!("{:?}", counts.services)),
+            ("backend counts", format!("{:?}", model.backends), format!("{:?}", counts.backends)),
         ] {
             if expected != counted {
                 return Err(Difference { what, text: format!("\n  model:    {expected}\n  programs: {counted}") });
@@ -226,13 +233,29 @@ impl Check {
                 stats => drop(counts.services.insert(id, stats)),
             }
         }
+        for backend in (0..BACKENDS).flat_map(|id| [false, true].map(|is_v6| BackendId { is_v6, id })) {
+            match self.kernel.backend_stats(backend)? {
+                none if none == BackendCounts::default() => {}
+                stats => drop(counts.backends.insert(backend, stats)),
+            }
+        }
         Ok(counts)
     }
 
     fn write_back(&self) -> Result<()> {
         write_back(&self.kernel, "FLOWS", &self.model.flows)?;
+        write_back(&self.kernel, "HALF_OPEN", &self.model.half_open)?;
+        write_back(&self.kernel, "HEALTH", &self.model.health)?;
         write_back(&self.kernel, "AFFINITY", &self.model.affinities)?;
         write_back(&self.kernel, "FRAGMENTS", &self.model.fragments)
+    }
+}
+
+/// The kernel's name of a table.
+const fn name(place: Place) -> &'static str {
+    match place {
+        Place::HalfOpen => "HALF_OPEN",
+        Place::Flows => "FLOWS",
     }
 }
 
@@ -277,11 +300,12 @@ where
     for key in table.take_touched() {
         let mut found: Option<V> = kernel.get(name, &key)?;
         let mut expected = table.peek_mut(&key);
-        if let (Some(found), Some(expected)) = (&mut found, &mut expected)
-            && times.contains(found.time())
-            && times.contains(expected.time())
-        {
-            *expected.time() = *found.time();
+        if let (Some(found), Some(expected)) = (&mut found, &mut expected) {
+            for (found, expected) in found.times().into_iter().zip(expected.times()) {
+                if times.contains(found) && times.contains(expected) {
+                    *expected = *found;
+                }
+            }
         }
         if expected.as_deref() != found.as_ref() {
             return Err(Difference::between(name, &(key, expected), &found));

@@ -24,6 +24,12 @@ impl Tuple {
     pub const fn swap(self) -> Self {
         Self { source: self.destination, destination: self.source, ..self }
     }
+
+    /// The backend of its family with this id.
+    #[must_use]
+    pub const fn backend(&self, id: u32) -> BackendId {
+        BackendId { is_v6: self.source.is_ipv6(), id }
+    }
 }
 
 /// What becomes of packets with a tuple.
@@ -41,9 +47,50 @@ pub struct Flow {
     pub last_seen: u64,
     pub packets: u64,
     pub bytes: u64,
+    pub sequence: u32,
+    pub attempt: Attempt,
+}
+
+/// Which choice for a backend a half of a flow is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attempt {
+    /// Number of the choice.
+    pub number: u32,
+    /// Of a client's half: the backend has answered.
+    pub is_answered: bool,
+    /// Of a mirror: of the copy of a SYN.
+    pub is_probe: bool,
 }
 
 impl Flow {
+    /// Whether it is the half for what the client sends.
+    #[must_use]
+    pub const fn is_clients(&self) -> bool {
+        matches!(self.hook, Hook::FromPod | Hook::Hairpin)
+    }
+
+    /// The half for the replies of this one for a client, whose key is `from`: it has seen no packet.
+    #[must_use]
+    pub const fn mirror(&self, from: Tuple, now: u64) -> Self {
+        let hook = match self.hook {
+            Hook::Hairpin => Hook::HairpinReply,
+            _ => Hook::ToPod,
+        };
+        Self {
+            to: from.swap(),
+            hook,
+            fin: false,
+            reset: false,
+            established: false,
+            last_seen: now,
+            packets: 0,
+            bytes: 0,
+            sequence: 0,
+            attempt: Attempt { is_answered: false, ..self.attempt },
+            ..*self
+        }
+    }
+
     /// Whether nothing came for longer than a flow of this kind may be idle. `mirror` is its other half, if it is still there.
     #[must_use]
     pub fn is_expired(&self, mirror: Option<&Self>, now: u64, idle: &IdleTimes) -> bool {
@@ -92,6 +139,24 @@ pub struct AffinityKey {
     pub service_port: u32,
 }
 
+/// A backend by its id: each family has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "what they say")]
+pub struct BackendId {
+    pub is_v6: bool,
+    pub id: u32,
+}
+
+/// What was seen of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in lb_common::abi::Health")]
+pub struct Health {
+    pub generation: u32,
+    pub failures: u32,
+    pub suspect_since: u64,
+    pub probed: u64,
+}
+
 /// What the fragments of a packet have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "as in lb_common::abi::FragmentKey")]
@@ -112,26 +177,32 @@ pub struct Fragment {
     pub seen: u64,
 }
 
-/// Something with a time.
+/// Something with times.
 pub trait Timed {
-    /// When it was seen or used last.
-    fn time(&mut self) -> &mut u64;
+    /// When it was seen, used or tried last; 0 for never.
+    fn times(&mut self) -> Vec<&mut u64>;
 }
 
 impl Timed for Flow {
-    fn time(&mut self) -> &mut u64 {
-        &mut self.last_seen
+    fn times(&mut self) -> Vec<&mut u64> {
+        vec![&mut self.last_seen]
     }
 }
 
 impl Timed for Affinity {
-    fn time(&mut self) -> &mut u64 {
-        &mut self.last_used
+    fn times(&mut self) -> Vec<&mut u64> {
+        vec![&mut self.last_used]
     }
 }
 
 impl Timed for Fragment {
-    fn time(&mut self) -> &mut u64 {
-        &mut self.seen
+    fn times(&mut self) -> Vec<&mut u64> {
+        vec![&mut self.seen]
+    }
+}
+
+impl Timed for Health {
+    fn times(&mut self) -> Vec<&mut u64> {
+        vec![&mut self.suspect_since, &mut self.probed]
     }
 }

@@ -1,6 +1,7 @@
 //! Random operations: few clients, ports, virtual addresses and backends, so that things happen to the same flow again and
 //! again, and get into each other's way.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fastrand::Rng;
@@ -24,22 +25,26 @@ pub struct Generator {
     rng: Rng,
     /// Operations that are to come next.
     next: Vec<Operation>,
-    /// Whether the table is full now and then.
+    /// Whether the tables are full now and then.
     evicts: bool,
+    /// The host that hardly ever answers.
+    silent: Option<u8>,
 }
 
 impl Generator {
     /// The same seed gives the same operations, if the same becomes of them.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { rng: Rng::with_seed(seed), next: Vec::new(), evicts: false }
+        Self { rng: Rng::with_seed(seed), next: Vec::new(), evicts: false, silent: None }
     }
 
     /// Everything begins anew: what a sequence begins with.
     pub fn begin(&mut self) -> Vec<Operation> {
         self.next = (0..SERVICE_PORTS).map(|id| self.serve(id)).collect();
         self.evicts = self.rng.bool();
-        let options = self.pick(&[0, options::ANSWER_ECHO | options::REFUSE_UNSERVED]);
+        self.silent = self.pick(&[None, Some(1), Some(2), Some(2)]);
+        let most = options::ANSWER_ECHO | options::REFUSE_UNSERVED;
+        let options = self.pick(&[0, most, most | options::PASSIVE_HEALTH]);
         let handover = self.pick(&[handover::NONE, handover::FROM_ANOTHER, handover::TO_ANOTHER]);
         let refusals_per_second = self.pick(&[0, NO_LIMIT]);
         // To load the programs anew takes as long as a sequence.
@@ -60,11 +65,13 @@ impl Generator {
                 let id = self.rng.u32(..SERVICE_PORTS);
                 self.serve(id)
             }
-            14..20 => {
-                Operation::Wait(self.pick(&[40, 60, 300, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000, 70_000]))
-            }
+            14..20 => Operation::Wait(
+                self.pick(&[40, 60, 150, 300, 1_100, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000, 70_000]),
+            ),
             20..26 if self.evicts => self.evict(model),
             26 => Operation::Collect,
+            27..47 => self.exchange(model).unwrap_or(Operation::Collect),
+            47..52 => self.trial(model).unwrap_or(Operation::Collect),
             _ => Operation::Send(self.send(model)),
         }
     }
@@ -89,9 +96,19 @@ impl Generator {
         let affinity = self.pick(&[0, 0, 3, 20]);
         let drop_when_empty = self.rng.bool();
         let is_broken = self.one_in(30);
+        let no_passive_health = self.one_in(6);
         Operation::Serve(
             id,
-            ServicePort { frontends, protocol, backends, draining, affinity, drop_when_empty, is_broken },
+            ServicePort {
+                frontends,
+                protocol,
+                backends,
+                draining,
+                affinity,
+                drop_when_empty,
+                no_passive_health,
+                is_broken,
+            },
         )
     }
 
@@ -121,7 +138,8 @@ impl Generator {
 
     fn evict(&mut self, model: &Model) -> Operation {
         match self.flow(model, |_| true) {
-            Some((tuple, _)) => Operation::Evict(Entry {
+            Some((tuple, flow)) => Operation::Evict(Entry {
+                half_open: model.half_open.entries().get(&tuple) == Some(&flow),
                 from: tuple.source,
                 to: tuple.destination,
                 protocol: tuple.protocol as u8,
@@ -131,13 +149,24 @@ impl Generator {
         }
     }
 
+    /// A half of a flow that is like this, from either table.
     fn flow(&mut self, model: &Model, wanted: impl Fn(&Flow) -> bool) -> Option<(Tuple, Flow)> {
-        let flows = model.flows.entries();
+        let tables = [model.half_open.entries(), model.flows.entries()];
+        let first = self.rng.usize(..2);
+        let one = self.entry(tables[first], |_, flow| wanted(flow));
+        one.or_else(|| self.entry(tables[1 - first], |_, flow| wanted(flow)))
+    }
+
+    fn entry(
+        &mut self,
+        flows: &BTreeMap<Tuple, Flow>,
+        wanted: impl Fn(&Tuple, &Flow) -> bool,
+    ) -> Option<(Tuple, Flow)> {
         if flows.is_empty() {
             return None;
         }
         let start = self.rng.usize(..flows.len());
-        let found = flows.iter().skip(start).chain(flows.iter().take(start)).find(|(_, flow)| wanted(flow));
+        let found = flows.iter().skip(start).chain(flows.iter().take(start)).find(|(tuple, flow)| wanted(tuple, flow));
         found.map(|(tuple, flow)| (*tuple, *flow))
     }
 
@@ -166,7 +195,8 @@ impl Generator {
     fn honest(&mut self, model: &Model) -> Send {
         let is_v4 = self.rng.bool();
         match self.rng.u32(..100) {
-            0..22 => self.dialled(is_v4),
+            0..16 => self.dialled(is_v4),
+            16..22 => self.repeated(model).unwrap_or_else(|| self.dialled(is_v4)),
             22..28 => self.dialled_directly(model).unwrap_or_else(|| self.dialled(is_v4)),
             28..52 => self.continued(model).unwrap_or_else(|| self.dialled(is_v4)),
             52..74 => self.answered(model).unwrap_or_else(|| self.dialled(is_v4)),
@@ -203,25 +233,120 @@ impl Generator {
         let is_first = self.one_in(8);
         let kind = self.kind(tuple.protocol, is_first, tuple.source.is_ipv4());
         let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
+        send.packet.acknowledges = self.acknowledgement(model, &flow);
         if self.one_in(20) {
             aim_at_zero(&mut send.packet, &flow);
         }
         Some(send)
     }
 
+    /// What a client's packet acknowledges: mostly what the backend has sent, if that is known.
+    fn acknowledgement(&mut self, model: &Model, flow: &Flow) -> Option<u32> {
+        let expected = model.half_open.entries().get(&flow.to.swap())?.sequence;
+        let further = self.pick(&[0, 0, 0, 0, 1, 1000, (1 << 20) - 1, 1 << 20, u32::MAX, 1 << 31]);
+        Some(expected.wrapping_add(further))
+    }
+
+    /// A client's SYN, or INIT, once more.
+    fn repeated(&mut self, model: &Model) -> Option<Send> {
+        let is_syn = |flow: &Flow| flow.is_clients() && !flow.established && flow.to.protocol != Protocol::Udp;
+        let (tuple, flow) = self.flow(model, is_syn)?;
+        Some(self.syn_again(tuple, &flow))
+    }
+
+    fn syn_again(&mut self, tuple: Tuple, flow: &Flow) -> Send {
+        let kind = if tuple.protocol == Protocol::Tcp { Kind::Tcp("S".into()) } else { Kind::Sctp(sctp::INIT) };
+        let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
+        send.packet.sequence = Some(if self.one_in(10) { self.rng.u32(..) } else { flow.sequence });
+        send
+    }
+
     /// The answer of a backend, where it reaches the client.
     fn answered(&mut self, model: &Model) -> Option<Send> {
-        let (tuple, flow) = self.flow(model, |flow| matches!(flow.hook, Hook::ToPod | Hook::HairpinReply))?;
+        let silent = self.silent.filter(|_| !self.one_in(40));
+        let is_silent = |at: IpAddr| silent.is_some_and(|host| at == address(at.is_ipv4(), 2, host));
+        let table = if self.rng.bool() { model.half_open.entries() } else { model.flows.entries() };
+        let (tuple, flow) = self.entry(table, |tuple, flow| !flow.is_clients() && !is_silent(tuple.source.ip()))?;
+        Some(self.answer_of(model, tuple, &flow))
+    }
+
+    fn answer_of(&mut self, model: &Model, tuple: Tuple, flow: &Flow) -> Send {
         let is_first = self.one_in(20);
         let kind = self.kind(tuple.protocol, is_first, tuple.source.is_ipv4());
         let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
+        if tuple.protocol == Protocol::Tcp && flow.packets == 0 && !self.one_in(4) {
+            let client = model.any_flow(flow.to.swap());
+            let any = self.rng.u32(..);
+            send.packet.kind = Kind::Tcp(self.pick(&["SA", "SA", "SA", "SA", "SA", "RA"]).into());
+            send.packet.sequence = Some(self.pick(&[any, any, any, u32::MAX, 0]));
+            send.packet.acknowledges = client.map(|client| client.sequence.wrapping_add(1));
+        }
         if flow.hook == Hook::ToPod {
             send.program = Program::ToPod;
         }
         if self.one_in(20) {
-            aim_at_zero(&mut send.packet, &flow);
+            aim_at_zero(&mut send.packet, flow);
         }
-        Some(send)
+        send
+    }
+
+    /// New connections to a service with a suspect backend, when that may be tried again.
+    fn trial(&mut self, model: &Model) -> Option<Operation> {
+        let services = &model.services;
+        let suspects = model.health.entries().iter().filter(|(_, health)| health.suspect_since != 0);
+        let ports = suspects.filter_map(|(id, _)| services.backends.get(&(id.is_v6, id.id)));
+        let ports: Vec<_> = ports.filter_map(|backend| services.ports.get(&backend.service_port)).collect();
+        let port = *self.rng.choice(&ports)?;
+        let frontends: Vec<SocketAddr> = port.frontends.iter().copied().collect();
+        for _ in 0..3 {
+            let (interface, to) = (self.interface(), self.pick(&frontends));
+            // Of a port that has no flow yet.
+            let from = SocketAddr::new(pod(to.is_ipv4(), interface), 50_000 + self.rng.u16(..5000));
+            let kind = self.kind(port.protocol(), true, to.is_ipv4());
+            let send = self.sent(interface, from, to, kind);
+            self.next.push(Operation::Send(send));
+        }
+        Some(Operation::Wait(self.pick(&[600, 1_100, 1_100, 5_500])))
+    }
+
+    /// What goes on with a half-open flow.
+    fn exchange(&mut self, model: &Model) -> Option<Operation> {
+        let half_open = model.half_open.entries();
+        let is_open = |flow: &Flow| flow.is_clients() && !flow.attempt.is_answered;
+        let (tuple, flow) = match self.rng.u32(..8) {
+            // A suspect answers the copy of a SYN.
+            0 => self.entry(half_open, |_, flow| flow.attempt.is_probe && flow.packets == 0),
+            // A backend answers, perhaps one that was left for another.
+            1 => self.entry(half_open, |_, flow| !flow.is_clients() && flow.packets == 0),
+            2 => self.entry(half_open, |_, flow| flow.is_clients() && flow.to.protocol == Protocol::Udp),
+            3 => self.entry(half_open, |_, flow| flow.is_clients() && flow.attempt.is_answered),
+            _ => {
+                self.entry(half_open, |_, flow| is_open(flow) && !flow.established && flow.to.protocol != Protocol::Udp)
+            }
+        }?;
+        let mut operations = Vec::new();
+        match (flow.is_clients(), tuple.protocol) {
+            (false, _) => operations.push(Operation::Send(self.answer_of(model, tuple, &flow))),
+            // A client repeats its SYN, later each time.
+            (true, Protocol::Tcp | Protocol::Sctp) if is_open(&flow) && !flow.established => {
+                for time in 0..self.rng.u64(1..4) {
+                    operations.push(Operation::Wait(self.pick(&[100, 210, 1_000 << time, 1_000 << time])));
+                    operations.push(Operation::Send(self.syn_again(tuple, &flow)));
+                }
+            }
+            // A client goes on; with datagrams up to as many as need no answer.
+            (true, protocol) => {
+                for _ in 0..if protocol == Protocol::Udp { self.pick(&[1, 2, 17]) } else { 1 } {
+                    let kind = self.kind(protocol, false, tuple.source.is_ipv4());
+                    let mut send = self.sent(tuple.interface, tuple.source, tuple.destination, kind);
+                    send.packet.acknowledges = self.acknowledgement(model, &flow);
+                    operations.push(Operation::Send(send));
+                }
+            }
+        }
+        operations.reverse();
+        self.next = operations;
+        self.next.pop()
     }
 
     /// A packet of a flow at another hook than that which translates it.
@@ -405,6 +530,7 @@ impl Generator {
 
 /// Gives a packet the salt with which its checksum is 0 when it is translated: that looks like none (RFC 768).
 fn aim_at_zero(packet: &mut Packet, flow: &Flow) {
+    packet.sequence = None;
     (packet.salt, packet.payload) = (0, if packet.kind == Kind::Udp { 2 } else { 0 });
     let translated = Packet { from: flow.to.source, to: flow.to.destination, options: Vec::new(), ..packet.clone() };
     let l4 = 14 + if packet.from.is_ipv4() { 20 } else { 40 };

@@ -46,7 +46,7 @@ impl Model {
             protocol,
             interface: arrival.interface,
         };
-        let flow = self.flows.get(quoted.swap())?;
+        let flow = self.any_flow(quoted.swap())?;
         if (arrival.program == Program::ToPod) != (flow.hook == Hook::ToPod) {
             return None;
         }

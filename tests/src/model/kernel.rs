@@ -15,6 +15,8 @@ use lb_common::{Address4, Address6};
 use zerocopy::IntoBytes as _;
 
 use super::abi::{Decode, Encode, OfFamily};
+use super::flows::{BackendId, Health};
+use super::health::BackendCounts;
 use super::programs::{Arrival, Program, Settings, Verdict};
 use super::services::{BACKENDS, SERVICE_PORTS, SLOTS, Services};
 use crate::test_run::{SkBuff, test_run};
@@ -62,9 +64,9 @@ impl Kernel {
             .override_global("HAIRPIN_4", &hairpin_4, true)
             .override_global("HAIRPIN_6", &hairpin_6, true);
         let both = |name: &str| [format!("{name}_4"), format!("{name}_6")];
-        let lru = ["FLOWS", "AFFINITY", "FRAGMENTS"].map(both).map(|names| names.map(|name| (name, ROOM)));
+        let lru = ["FLOWS", "HALF_OPEN", "AFFINITY", "FRAGMENTS"].map(both).map(|names| names.map(|name| (name, ROOM)));
         let hashes = ["FRONTENDS", "VIPS"].map(both).map(|names| names.map(|name| (name, 1024)));
-        let arrays = ["BACKENDS", "BACKEND_STATS"].map(both).map(|names| names.map(|name| (name, BACKENDS)));
+        let arrays = ["BACKENDS", "BACKEND_STATS", "HEALTH"].map(both).map(|names| names.map(|name| (name, BACKENDS)));
         let shared =
             [("SERVICE_PORTS", SERVICE_PORTS), ("SERVICE_STATS", SERVICE_PORTS), ("SLOTS", SERVICE_PORTS * SLOTS / 2)];
         let sizes: Vec<(String, u32)> = lru
@@ -159,7 +161,9 @@ impl Kernel {
             }
             let slots = abi::SlotRange { start: id * SLOTS, len: u32::try_from(slots.len())? };
             let port = services.ports.get(&id).cloned().unwrap_or_default();
-            let flags = if port.drop_when_empty { abi::service_port_flags::DROP_WHEN_EMPTY } else { 0 };
+            let drop = if port.drop_when_empty { abi::service_port_flags::DROP_WHEN_EMPTY } else { 0 };
+            let unwatched = if port.no_passive_health { abi::service_port_flags::NO_PASSIVE_HEALTH } else { 0 };
+            let flags = drop | unwatched;
             let value = abi::ServicePort { slots, affinity: port.affinity, flags };
             self.map("SERVICE_PORTS")?.update(&id.to_ne_bytes(), value.as_bytes())?;
         }
@@ -210,12 +214,17 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub fn clear(&self) -> Result<()> {
-        for table in ["FLOWS", "AFFINITY", "FRAGMENTS"] {
+        for table in ["FLOWS", "HALF_OPEN", "AFFINITY", "FRAGMENTS"] {
             for is_v6 in [false, true] {
                 let map = self.family(table, is_v6)?;
                 for (key, _) in map.entries()? {
                     map.delete(&key)?;
                 }
+            }
+        }
+        for is_v6 in [false, true] {
+            for id in 0..BACKENDS {
+                self.put("HEALTH", &BackendId { is_v6, id }, &Health::default())?;
             }
         }
         Ok(())
@@ -235,6 +244,20 @@ impl Kernel {
     /// When the kernel refuses.
     pub fn service_stats(&self, id: u32) -> Result<(u64, u64)> {
         Ok((self.count("SERVICE_STATS", id, 0)?, self.count("SERVICE_STATS", id, 1)?))
+    }
+
+    /// What is counted of a backend, over all processors.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn backend_stats(&self, backend: BackendId) -> Result<BackendCounts> {
+        let map = if backend.is_v6 { "BACKEND_STATS_6" } else { "BACKEND_STATS_4" };
+        Ok(BackendCounts {
+            connections: self.count(map, backend.id, 0)?,
+            failures: self.count(map, backend.id, 1)?,
+            skipped: self.count(map, backend.id, 2)?,
+            recoveries: self.count(map, backend.id, 3)?,
+        })
     }
 
     fn count(&self, map: &str, index: u32, field: usize) -> Result<u64> {

@@ -6,8 +6,9 @@
 //!
 //! The model:
 //!
-//! - [`programs`]: the two programs, from the frame to the verdict; [`open`]: a new flow; [`fragments`], [`icmp`],
-//!   [`refuse`]: what lies aside of their way.
+//! - [`programs`]: the two programs, from the frame to the verdict; [`follow`]: a packet of a flow; [`open`]: a new flow;
+//!   [`half_open`]: one that has not proved itself, [`health`]: and the backends that do not answer; [`fragments`],
+//!   [`icmp`], [`refuse`]: what lies aside of their way.
 //! - [`wire`]: headers and checksums; [`rewrite`]: other addresses for a packet.
 //! - [`flows`], [`services`]: what is remembered and what is served; [`table`]: a map that knows what was touched.
 //!
@@ -17,15 +18,18 @@
 //! - [`kernel`]: the real programs; [`abi`]: keys and values of their maps; [`check`]: both side by side.
 //! - [`generate`]: random operations; [`shrink`]: fewer and plainer ones that still differ; [`fuzz`]: long runs.
 //!
-//! What a run of single packets does not show is not modelled: where a redirected packet goes, sockets that are looked up
+//! What a run of single packets does not show is not modelled: where a redirected packet or a copy goes, sockets that are looked up
 //! (there are none), checksums that a device is to fill in, packets in several pieces of memory, several processors.
 
 pub mod abi;
 pub mod check;
 pub mod flows;
+pub mod follow;
 pub mod fragments;
 pub mod fuzz;
 pub mod generate;
+pub mod half_open;
+pub mod health;
 pub mod icmp;
 pub mod kernel;
 pub mod open;

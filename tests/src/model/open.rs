@@ -4,12 +4,12 @@ use lb_common::abi::{Hook, Reason};
 use lb_common::{Address4, Address6, Protocol, hash};
 
 use super::abi;
-use super::flows::{Affinity, AffinityKey, Flow, Tuple};
-use super::programs::{Model, NO_BACKEND, Packet};
+use super::flows::{Affinity, AffinityKey, Attempt, Flow, Tuple};
+use super::programs::{Model, NO_BACKEND, Packet, Place};
 use super::services::Backend;
 
 /// How many choices a flow has.
-const ATTEMPTS: u32 = 6;
+const CHOICES: u32 = 16;
 /// Source ports for flows all of whose choices would take the replies of others, and how many of them are tried.
 const SPARE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 const SPARE_ATTEMPTS: u32 = 4;
@@ -33,25 +33,24 @@ impl Opened {
     }
 }
 
-impl Flow {
-    /// The entry for the replies, which has seen none yet.
-    pub const fn mirror(&self, from: Tuple, now: u64) -> Self {
-        let hook = match self.hook {
-            Hook::Hairpin => Hook::HairpinReply,
-            _ => Hook::ToPod,
-        };
-        Self {
-            to: from.swap(),
-            hook,
-            fin: false,
-            reset: false,
-            established: false,
-            last_seen: now,
-            packets: 0,
-            bytes: 0,
-            ..*self
-        }
-    }
+/// A backend that a flow may have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    /// Its id.
+    pub(super) id: u32,
+    /// By which of the choices it was found.
+    pub(super) number: u32,
+    /// What the packets would become.
+    pub(super) opened: Opened,
+}
+
+/// What looking for one has brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Picked {
+    /// None if all are suspect, or have the replies of other flows.
+    pub(super) choice: Option<Choice>,
+    /// The choice of a suspect that is to be tried with a copy of the SYN.
+    probe: Option<u32>,
 }
 
 impl Model {
@@ -70,8 +69,8 @@ impl Model {
             return Err(if port.drop_when_empty { Reason::NoBackend } else { Reason::Refused });
         }
         let key = AffinityKey { client: from.source.ip(), service_port };
-        let stays = if affinity == 0 { None } else { self.stays_with(key, affinity, now) };
-        match (affinity, self.affinities.get(key), stays) {
+        let had = if affinity == 0 { None } else { self.stays_with(key, affinity, now) };
+        match (affinity, self.affinities.get(key), had) {
             (0, ..) | (_, None, _) => {}
             (_, Some(_), Some(_)) => self.counts.note("client stays with its backend"),
             (_, Some(_), None) => {
@@ -79,41 +78,96 @@ impl Model {
                 self.affinities.remove(key);
             }
         }
-        let choices = match stays {
-            Some(id) => vec![Some(id)],
-            None => (0..ATTEMPTS).map(|attempt| self.choice(from, service_port, attempt)).collect(),
-        };
-        let mut chosen = None;
-        for id in &choices {
-            let id = id.ok_or(Reason::BadSlot)?;
-            chosen = self.take(from, id, now).map(|opened| (id, opened));
-            if chosen.is_some() {
-                break;
-            }
+        // The answer of another backend will tell with whom the client stays from then on.
+        let leaves = had.is_some_and(|id| self.is_watched(service_port) && self.is_suspect(from.backend(id)));
+        if leaves {
+            self.counts.note("client leaves its suspect backend");
         }
-        let (id, opened) = match (chosen, choices[0]) {
-            (Some(chosen), _) => chosen,
-            (None, first) => {
-                self.counts.note("no choice left but another source port");
-                let id = first.ok_or(Reason::BadSlot)?;
-                (id, self.take_under_spare_port(from, id, now).ok_or(Reason::ReplyTaken)?)
+        let stays = had.filter(|_| !leaves);
+        let picked = if stays.is_some() { Picked::default() } else { self.pick(packet, service_port, 0, None, now)? };
+        let choice = match (picked.choice, stays) {
+            (Some(choice), _) => choice,
+            (None, stays) => {
+                let id = stays.or_else(|| self.choice(from, service_port, 0)).ok_or(Reason::BadSlot)?;
+                Choice { id, number: 0, opened: self.take_any_port(from, id, now).ok_or(Reason::ReplyTaken)? }
             }
         };
-        let backend = self.backend(from, id);
-        if affinity != 0 {
-            self.affinities.insert(key, Affinity { backend: id, generation: backend.generation, last_used: now });
+        let Choice { id, number, opened } = choice;
+        let generation = self.backend(from, id).generation;
+        if affinity != 0 && !leaves {
+            self.affinities.insert(key, Affinity { backend: id, generation, last_used: now });
         }
-        let flow = packet.flow(opened, id, backend.generation, service_port, now);
-        self.add(from, &flow, now);
+        let attempt = Attempt { number, ..Attempt::default() };
+        let flow = Flow { attempt, ..packet.flow(opened, id, generation, service_port, now) };
+        self.add(Place::HalfOpen, from, &flow, now);
+        self.counts.backend(from.backend(id)).connections += 1;
         self.counts.note(if opened.hook == Hook::Hairpin { "hairpin flow opened" } else { "flow opened" });
+        if let Some(number) = picked.probe {
+            self.probe(from, service_port, number, &flow, now);
+        }
         Ok(opened)
+    }
+
+    /// The first of the choices, from one on, that is not `except`, not suspect, and would be told from all other flows.
+    pub(super) fn pick(
+        &mut self,
+        packet: &Packet<'_>,
+        service_port: u32,
+        first: u32,
+        except: Option<u32>,
+        now: u64,
+    ) -> Result<Picked, Reason> {
+        let from = packet.tuple;
+        let is_datagram = from.protocol == Protocol::Udp;
+        let mut probe = None;
+        for number in first..first + CHOICES {
+            let id = self.choice(from, service_port, number).ok_or(Reason::BadSlot)?;
+            if except == Some(id) {
+                continue;
+            }
+            let backend = from.backend(id);
+            if self.is_watched(service_port) && self.is_suspect(backend) {
+                let is_due = self.is_probe_due(backend, is_datagram, now);
+                if !is_due || !is_datagram {
+                    self.counts.backend(backend).skipped += 1;
+                    self.counts.note("suspect passed over");
+                    if is_due && packet.is_first() {
+                        probe = Some(number);
+                    }
+                    continue;
+                }
+                self.counts.note("datagram tries a suspect");
+            }
+            if let Some(opened) = self.take(from, id, from.source.port(), now) {
+                return Ok(Picked { choice: Some(Choice { id, number, opened }), probe });
+            }
+        }
+        Ok(Picked { choice: None, probe })
+    }
+
+    /// A copy of the SYN that has opened a flow goes to a suspect. All that is seen of it is the mirror for the answer.
+    fn probe(&mut self, from: Tuple, service_port: u32, number: u32, flow: &Flow, now: u64) {
+        let Some(id) = self.choice(from, service_port, number) else { return };
+        let Some(Opened { to, hook: Hook::FromPod }) = self.take(from, id, from.source.port(), now) else { return };
+        if self.half_open.get(to.swap()).is_some() {
+            return;
+        }
+        self.counts.note("suspect probed");
+        let mirror = Flow {
+            hook: Hook::ToPod,
+            backend: id,
+            generation: self.backend(from, id).generation,
+            attempt: Attempt { number, is_probe: true, is_answered: false },
+            ..flow.mirror(from, now)
+        };
+        self.half_open.insert(to.swap(), mirror);
     }
 
     /// A SYN to what is no frontend. When the replies would be taken for those of a flow that is alive, the
     /// connection gets a flow of its own, under another source port. A flow that is over makes room.
     pub(super) fn dial(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Opened>, Reason> {
         let from = packet.tuple;
-        let Some(mirror) = self.flows.get(from.swap()) else { return Ok(None) };
+        let Some(mirror) = self.any_flow(from.swap()) else { return Ok(None) };
         let owner = mirror.to.swap();
         if mirror.hook != Hook::ToPod || owner == from || self.replies_are_free(from, from, now) {
             return Ok(None);
@@ -127,16 +181,17 @@ impl Model {
             if self.replies_are_free(from, to, now) {
                 let opened = Opened { to, hook: Hook::FromPod };
                 self.counts.note("connection without a service got another source port");
-                self.add(from, &packet.flow(opened, NO_BACKEND, 0, NO_BACKEND, now), now);
+                self.add(Place::Flows, from, &packet.flow(opened, NO_BACKEND, 0, NO_BACKEND, now), now);
                 return Ok(Some(opened));
             }
         }
         Err(Reason::ReplyTaken)
     }
 
-    fn add(&mut self, from: Tuple, flow: &Flow, now: u64) {
-        self.flows.insert(flow.to.swap(), flow.mirror(from, now));
-        self.flows.insert(from, *flow);
+    pub(super) fn add(&mut self, place: Place, from: Tuple, flow: &Flow, now: u64) {
+        let table = self.table(place);
+        table.insert(flow.to.swap(), flow.mirror(from, now));
+        table.insert(from, *flow);
     }
 
     /// The backend with which a client stays, if its time is not over and it still gets new flows.
@@ -163,25 +218,26 @@ impl Model {
         }
     }
 
-    fn backend(&self, from: Tuple, id: u32) -> Backend {
+    pub(super) fn backend(&self, from: Tuple, id: u32) -> Backend {
         self.services.backends[&(from.source.is_ipv6(), id)]
     }
 
-    /// A flow to a backend under the client's own port, if it would be told from all others.
-    fn take(&mut self, from: Tuple, id: u32, now: u64) -> Option<Opened> {
-        let opened = self.flow_to(from, id, from.source.port());
+    /// A flow to a backend under this source port, if it would be told from all others.
+    fn take(&mut self, from: Tuple, id: u32, source_port: u16, now: u64) -> Option<Opened> {
+        let opened = self.flow_to(from, id, source_port);
         // The checksum of SCTP covers ports, and all of the packet: they are not changed.
-        let is_possible = from.protocol != Protocol::Sctp || opened.to.destination.port() == from.destination.port();
+        let has_same_ports =
+            source_port == from.source.port() && opened.to.destination.port() == from.destination.port();
+        let is_possible = from.protocol != Protocol::Sctp || has_same_ports;
         (is_possible && self.replies_are_free(from, opened.to, now)).then_some(opened)
     }
 
-    fn take_under_spare_port(&mut self, from: Tuple, id: u32, now: u64) -> Option<Opened> {
-        if from.protocol == Protocol::Sctp {
-            return None;
-        }
-        (ATTEMPTS..ATTEMPTS + SPARE_ATTEMPTS).find_map(|attempt| {
-            let opened = self.flow_to(from, id, self.spare_port(from, attempt));
-            self.replies_are_free(from, opened.to, now).then_some(opened)
+    /// The same under the client's port or, if need be, another.
+    fn take_any_port(&mut self, from: Tuple, id: u32, now: u64) -> Option<Opened> {
+        let own = self.take(from, id, from.source.port(), now);
+        own.or_else(|| {
+            self.counts.note("no choice left but another source port");
+            (1..=SPARE_ATTEMPTS).find_map(|attempt| self.take(from, id, self.spare_port(from, attempt), now))
         })
     }
 
@@ -204,22 +260,23 @@ impl Model {
 
     /// Whether no other flow that is alive owns the replies of `from -> to`. The entries of one that is over make room.
     fn replies_are_free(&mut self, from: Tuple, to: Tuple, now: u64) -> bool {
-        let Some(present) = self.flows.get(to.swap()) else { return true };
+        let Some(present) = self.any_flow(to.swap()) else { return true };
         let owner = present.to.swap();
         if owner == from {
             return true;
         }
         // A mirror that was left behind when the client's half went elsewhere is nobody's.
-        let flow = self.flows.get(owner).filter(|flow| flow.to == to);
+        let flow = self.any_flow(owner).filter(|flow| flow.to == to);
         let is_over = flow.is_none_or(|flow| {
             flow.has_ended(Some(&present)) || flow.is_expired(Some(&present), now, &self.settings.idle)
         });
         if is_over {
             self.counts.note("flow that was over made room");
-            if flow.is_some() {
-                self.flows.remove(owner);
+            let gone = [flow.map(|_| owner), Some(to.swap())];
+            for key in gone.into_iter().flatten() {
+                self.flows.remove(key);
+                self.half_open.remove(key);
             }
-            self.flows.remove(to.swap());
         }
         is_over
     }
@@ -239,6 +296,8 @@ impl Packet<'_> {
             last_seen: now,
             packets: 1,
             bytes: self.length(),
+            sequence: if self.is_first() { self.numbers().0 } else { 0 },
+            attempt: Attempt::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::flows::Tuple;
 use super::packet::Packet;
-use super::programs::{Arrival, Program, Settings};
+use super::programs::{Arrival, Place, Program, Settings};
 use super::services::{self, ServicePort};
 
 /// Something that happens.
@@ -91,7 +91,7 @@ impl Send {
     }
 }
 
-/// The key of a flow.
+/// The key of a flow, and in which table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in `Tuple`")]
 pub struct Entry {
@@ -99,9 +99,17 @@ pub struct Entry {
     pub to: SocketAddr,
     pub protocol: u8,
     pub interface: u32,
+    #[serde(default, skip_serializing_if = "super::packet::is_default")]
+    pub half_open: bool,
 }
 
 impl Entry {
+    /// The table.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        if self.half_open { Place::HalfOpen } else { Place::Flows }
+    }
+
     /// `None` for a protocol that services do not have.
     #[must_use]
     pub fn tuple(&self) -> Option<Tuple> {

@@ -26,6 +26,12 @@ pub struct Packet {
     /// A number that the payload, or the TCP sequence number, contains, so that checksums vary.
     #[serde(default, skip_serializing_if = "is_default")]
     pub salt: u16,
+    /// TCP: the sequence number, if it is not to contain the salt.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sequence: Option<u32>,
+    /// TCP: the acknowledgement number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub acknowledges: Option<u32>,
     /// IPv4: this many words of options. IPv6: extension headers, by their numbers.
     #[serde(default, skip_serializing_if = "is_default")]
     pub options: Vec<u8>,
@@ -103,7 +109,18 @@ impl Packet {
     /// A packet without anything special.
     #[must_use]
     pub const fn new(from: SocketAddr, to: SocketAddr, kind: Kind) -> Self {
-        Self { from, to, kind, payload: 0, salt: 0, options: Vec::new(), fragment: None, lies: Vec::new() }
+        Self {
+            from,
+            to,
+            kind,
+            payload: 0,
+            salt: 0,
+            sequence: None,
+            acknowledges: None,
+            options: Vec::new(),
+            fragment: None,
+            lies: Vec::new(),
+        }
     }
 
     /// The Ethernet frame. It has an IP header at least: the kernel takes no shorter one for a run.
@@ -211,7 +228,10 @@ impl Packet {
         let is_v4 = self.from.is_ipv4();
         let (protocol, mut bytes, check_at) = match &self.kind {
             Kind::Tcp(flags) => {
-                let mut header = [&ports[..], &[0, 1], &salt, &[0, 2, 0, 3, 0x50, 0, 0xff, 0, 0, 0, 0, 0]].concat();
+                let sequence = self.sequence.unwrap_or(1 << 16 | u32::from(self.salt)).to_be_bytes();
+                let acknowledges = self.acknowledges.unwrap_or(0x0002_0003).to_be_bytes();
+                let rest = [0x50, 0, 0xff, 0, 0, 0, 0, 0];
+                let mut header = [&ports[..], &sequence, &acknowledges, &rest].concat();
                 header[13] = flags.chars().map(tcp_flag).sum();
                 (protocol::TCP, header, Some(16))
             }

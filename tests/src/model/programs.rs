@@ -4,21 +4,16 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::Protocol;
-use lb_common::abi::{Hook, IdleTimes, Reason, handover, options};
+use lb_common::abi::{IdleTimes, Reason, handover, options};
 
 use serde::{Deserialize, Serialize};
 
-use super::flows::{Affinity, AffinityKey, Flow, Fragment, FragmentKey, Tuple};
+use super::flows::{Affinity, AffinityKey, BackendId, Flow, Fragment, FragmentKey, Health, Timed, Tuple};
 use super::fragments::Known;
-use super::open::Opened;
-use super::rewrite::rewrite;
-use super::services::{self, FrontendKey, Services};
+use super::health::BackendCounts;
+use super::services::{self, Services};
 use super::table::Table;
 use super::wire::{self, Fault, Headers, Part, protocol, tcp};
-
-/// After a pause of this length, nanoseconds, or with every so many packets, a flow sees after its mirror.
-const MIRROR_PAUSE: u64 = 50_000_000;
-const MIRROR_PACKETS: u64 = 64;
 
 /// The backend of a connection that a client has made without a service.
 pub(super) const NO_BACKEND: u32 = u32::MAX;
@@ -47,7 +42,7 @@ impl Default for Settings {
         Self {
             seed: 42,
             mark: 0x20_0000,
-            options: options::ANSWER_ECHO,
+            options: options::ANSWER_ECHO | options::PASSIVE_HEALTH,
             handover: handover::NONE,
             refusals_per_second: NO_LIMIT,
             idle: IdleTimes {
@@ -159,6 +154,20 @@ impl Packet<'_> {
         self.flags & tcp::FIN != 0
     }
 
+    /// A backend's first segment of a TCP connection.
+    pub const fn is_syn_ack(&self) -> bool {
+        self.flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
+
+    /// Sequence and acknowledgement number of a TCP segment; 0 for what has none.
+    pub fn numbers(&self) -> (u32, u32) {
+        if self.tuple.protocol != Protocol::Tcp || self.headers.part == Part::Later {
+            return (0, 0);
+        }
+        let segment = &self.arrival.frame[self.headers.transport..];
+        (wire::long(segment, 4), wire::long(segment, 8))
+    }
+
     /// The connection is no more.
     pub const fn is_reset(&self) -> bool {
         self.flags & tcp::RST != 0
@@ -177,9 +186,20 @@ pub struct Model {
     pub settings: Settings,
     pub services: Services,
     pub flows: Table<Tuple, Flow>,
+    pub half_open: Table<Tuple, Flow>,
+    pub health: Table<BackendId, Health>,
     pub affinities: Table<AffinityKey, Affinity>,
     pub fragments: Table<FragmentKey, Fragment>,
     pub counts: Counts,
+}
+
+/// Which table of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// That of those that have not proved themselves.
+    HalfOpen,
+    /// That of all others.
+    Flows,
 }
 
 /// What was counted, by the programs and for the coverage of a run.
@@ -189,6 +209,8 @@ pub struct Counts {
     pub reasons: BTreeMap<u32, u64>,
     /// Connections and drops by service port.
     pub services: BTreeMap<u32, (u64, u64)>,
+    /// By backend.
+    pub backends: BTreeMap<BackendId, BackendCounts>,
     /// What happened in the model, in words.
     pub events: BTreeMap<&'static str, u64>,
 }
@@ -198,9 +220,40 @@ impl Counts {
     pub fn note(&mut self, event: &'static str) {
         *self.events.entry(event).or_default() += 1;
     }
+
+    /// Those of a backend.
+    pub fn backend(&mut self, backend: BackendId) -> &mut BackendCounts {
+        self.backends.entry(backend).or_default()
+    }
 }
 
 impl Model {
+    /// Nothing is served, and nothing remembered.
+    #[must_use]
+    pub fn new(settings: Settings, counts: Counts) -> Self {
+        let mut model = Self { settings, counts, ..Self::default() };
+        for id in 0..services::BACKENDS {
+            for is_v6 in [false, true] {
+                model.health.insert(BackendId { is_v6, id }, Health::default());
+            }
+        }
+        model
+    }
+
+    /// A table of flows.
+    pub fn table(&mut self, place: Place) -> &mut Table<Tuple, Flow> {
+        match place {
+            Place::HalfOpen => &mut self.half_open,
+            Place::Flows => &mut self.flows,
+        }
+    }
+
+    /// What becomes of packets with a tuple, in whichever table it is.
+    #[must_use]
+    pub fn any_flow(&self, tuple: Tuple) -> Option<Flow> {
+        self.flows.get(tuple).or_else(|| self.half_open.get(tuple))
+    }
+
     /// Runs a packet through the program of its hook, at a time.
     pub fn run(&mut self, arrival: &Arrival, now: u64) -> Outcome {
         let passed =
@@ -226,36 +279,48 @@ impl Model {
 
     /// Time passes: everything becomes older.
     pub fn wait(&mut self, nanoseconds: u64) {
-        let times = self.flows.values_mut().map(|flow| &mut flow.last_seen);
-        let times = times.chain(self.affinities.values_mut().map(|affinity| &mut affinity.last_used));
-        for time in times.chain(self.fragments.values_mut().map(|fragment| &mut fragment.seen)) {
-            *time = time.saturating_sub(nanoseconds);
+        let flows = self.flows.values_mut().chain(self.half_open.values_mut());
+        let times = flows.flat_map(Timed::times);
+        let times = times.chain(self.affinities.values_mut().flat_map(Timed::times));
+        let times = times.chain(self.fragments.values_mut().flat_map(Timed::times));
+        for time in times.chain(self.health.values_mut().flat_map(Timed::times)) {
+            // 0 says that it never happened.
+            if *time != 0 {
+                *time = time.saturating_sub(nanoseconds).max(1);
+            }
         }
     }
 
-    /// An entry whose other half is not there, or belongs to another.
+    /// An entry whose other half is not there, or belongs to another. Mirrors of half-open flows are left alone by design.
     #[must_use]
     pub fn single_half(&self) -> Option<(Tuple, Flow)> {
-        let flows = self.flows.entries();
+        let (flows, half_open) = (self.flows.entries(), self.half_open.entries());
         let is_alone =
             |(tuple, flow): &(&Tuple, &Flow)| flows.get(&flow.to.swap()).is_none_or(|other| other.to != tuple.swap());
-        flows.iter().find(is_alone).map(|(tuple, flow)| (*tuple, *flow))
+        let is_alone_half_open = |(tuple, flow): &(&Tuple, &Flow)| {
+            flow.is_clients() && half_open.get(&flow.to.swap()).is_none_or(|other| other.to != tuple.swap())
+        };
+        let found = flows.iter().find(is_alone).or_else(|| half_open.iter().find(is_alone_half_open));
+        found.map(|(tuple, flow)| (*tuple, *flow))
     }
 
-    /// Removes the flows that are over, as the agent does now and then: their keys.
-    pub fn collect(&mut self, now: u64) -> Vec<Tuple> {
-        let flows = self.flows.entries();
-        let is_over = |(tuple, flow): &(&Tuple, &Flow)| {
+    /// Removes the flows that are over, as the agent does now and then: where they were, and their keys.
+    pub fn collect(&mut self, now: u64) -> Vec<(Place, Tuple)> {
+        let is_over = |flows: &BTreeMap<Tuple, Flow>, place: Place, tuple: Tuple, flow: &Flow| {
             let other = flows.get(&flow.to.swap()).filter(|other| other.to == tuple.swap());
-            let (forward, mirror) = match flow.hook {
-                Hook::FromPod | Hook::Hairpin => (Some(*flow), other),
-                Hook::ToPod | Hook::HairpinReply => (other, Some(*flow)),
-            };
-            forward.is_none_or(|forward| forward.is_expired(mirror, now, &self.settings.idle))
+            match (flow.is_clients(), other) {
+                (true, mirror) => flow.is_expired(mirror, now, &self.settings.idle),
+                (false, Some(client)) => client.is_expired(Some(flow), now, &self.settings.idle),
+                (false, None) => place == Place::Flows || is_left_behind(flow, now, &self.settings.idle),
+            }
         };
-        let over: Vec<Tuple> = flows.iter().filter(is_over).map(|(tuple, _)| *tuple).collect();
-        for tuple in &over {
-            self.flows.remove(*tuple);
+        let mut over = Vec::new();
+        for (place, flows) in [(Place::HalfOpen, self.half_open.entries()), (Place::Flows, self.flows.entries())] {
+            let entries = flows.iter().filter(|(tuple, flow)| is_over(flows, place, **tuple, flow));
+            over.extend(entries.map(|(tuple, _)| (place, *tuple)));
+        }
+        for (place, tuple) in &over {
+            self.table(*place).remove(*tuple);
         }
         over
     }
@@ -294,152 +359,17 @@ impl Model {
         }
         match arrival.program {
             Program::FromPod => self.sent_by_pod(&packet, now),
-            Program::ToPod => Ok(self.sent_to_pod(&packet, now)),
+            Program::ToPod => self.sent_to_pod(&packet, now),
         }
     }
+}
 
-    /// A packet that a pod has sent.
-    fn sent_by_pod(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Outcome>, Reason> {
-        let tuple = packet.tuple;
-        if let Some(flow) = self.flows.get(tuple) {
-            match flow.hook {
-                // The reply to a client of this node, which is translated where it reaches the client.
-                Hook::ToPod => return Ok(None),
-                Hook::HairpinReply => {
-                    self.account(packet, now);
-                    self.counts.note("hairpin reply");
-                    return Ok(Some(self.translated(packet, Opened::of(&flow))));
-                }
-                Hook::FromPod | Hook::Hairpin => {
-                    if self.may_go_on(packet, &flow) && self.has_its_mirror(tuple, &flow, now) {
-                        self.account(packet, now);
-                        self.counts.note("flow followed");
-                        return Ok(Some(self.translated(packet, Opened::of(&flow))));
-                    }
-                    self.counts.note("flow left for another");
-                    self.remove_pair(tuple, &flow);
-                }
-            }
-        }
-        let key = FrontendKey { at: tuple.destination, protocol: tuple.protocol };
-        let Some(&service_port) = self.services.frontends.get(&key) else { return self.not_served(packet, now) };
-        let is_anothers = match self.settings.handover {
-            handover::FROM_ANOTHER => tuple.protocol == Protocol::Tcp && !packet.is_first(),
-            handover::TO_ANOTHER => true,
-            _ => false,
-        };
-        if is_anothers {
-            self.counts.note("left to another proxy");
-            return Ok(None);
-        }
-        let opened = self.open(packet, service_port, now);
-        let counts = self.counts.services.entry(service_port).or_default();
-        match opened {
-            Ok(opened) => {
-                counts.0 += 1;
-                Ok(Some(self.translated(packet, opened)))
-            }
-            Err(reason) => {
-                counts.1 += 1;
-                if reason == Reason::Refused { self.refuse(packet).map(Some) } else { Err(reason) }
-            }
-        }
-    }
-
-    /// A packet without a flow, to what is no frontend.
-    fn not_served(&mut self, packet: &Packet<'_>, now: u64) -> Result<Option<Outcome>, Reason> {
-        if packet.is_first()
-            && let Some(opened) = self.dial(packet, now)?
-        {
-            return Ok(Some(self.translated(packet, opened)));
-        }
-        if self.settings.options & options::REFUSE_UNSERVED != 0 && self.services.is_vip(packet.tuple.destination.ip())
-        {
-            return self.refuse(packet).map(Some);
-        }
-        Ok(None)
-    }
-
-    /// A packet that is about to reach a pod.
-    fn sent_to_pod(&mut self, packet: &Packet<'_>, now: u64) -> Option<Outcome> {
-        let flow = self.flows.get(packet.tuple).filter(|flow| flow.hook == Hook::ToPod)?;
-        self.account(packet, now);
-        self.counts.note("reply");
-        let frame = rewrite(&packet.arrival.frame, &packet.headers, flow.to.source, flow.to.destination);
-        Some(Outcome { verdict: Verdict::Pass, reason: None, frame, mark: packet.arrival.mark })
-    }
-
-    /// A packet with what its flow makes of it.
-    fn translated(&self, packet: &Packet<'_>, opened: Opened) -> Outcome {
-        let frame = rewrite(&packet.arrival.frame, &packet.headers, opened.to.source, opened.to.destination);
-        match opened.hook {
-            Hook::Hairpin | Hook::HairpinReply => self.sent_back(packet.arrival, frame),
-            Hook::FromPod | Hook::ToPod => {
-                Outcome { verdict: Verdict::Pass, reason: None, frame, mark: packet.arrival.mark | self.settings.mark }
-            }
-        }
-    }
-
-    /// A packet that goes back to the pod that has sent it, as if the node had forwarded it.
-    pub(super) fn sent_back(&self, arrival: &Arrival, mut frame: Vec<u8>) -> Outcome {
-        let (destination, source) = frame[..12].split_at_mut(6);
-        destination.swap_with_slice(source);
-        Outcome { verdict: Verdict::Redirect, reason: None, frame, mark: arrival.mark | self.settings.mark }
-    }
-
-    /// An established connection goes on, even when its backend has left the service. A datagram and a new connection
-    /// under the same ports need a backend that may keep its flows, and the connection before must not have begun to end.
-    fn may_go_on(&self, packet: &Packet<'_>, flow: &Flow) -> bool {
-        if packet.tuple.protocol != Protocol::Udp {
-            if !packet.is_first() {
-                return true;
-            }
-            let mirror = self.flows.get(flow.to.swap());
-            if flow.fin || flow.reset || mirror.is_some_and(|mirror| mirror.fin || mirror.reset) {
-                return false;
-            }
-            if flow.established {
-                // Another connection: a backend that drains gets none.
-                let is_v6 = packet.tuple.source.is_ipv6();
-                return flow.backend == NO_BACKEND || self.services.is_active(is_v6, flow.backend, flow.generation);
-            }
-        }
-        flow.backend == NO_BACKEND
-            || self.services.keeps_flows(packet.tuple.source.is_ipv6(), flow.backend, flow.generation)
-    }
-
-    /// Now and then, and after a pause, a flow sees after its mirror, which may have been evicted.
-    fn has_its_mirror(&mut self, tuple: Tuple, flow: &Flow, now: u64) -> bool {
-        if now.saturating_sub(flow.last_seen) <= MIRROR_PAUSE && !flow.packets.is_multiple_of(MIRROR_PACKETS) {
-            return true;
-        }
-        match self.flows.get(flow.to.swap()) {
-            Some(present) => present.to == tuple.swap(),
-            None => {
-                self.counts.note("mirror put back");
-                self.flows.insert(flow.to.swap(), flow.mirror(tuple, now));
-                true
-            }
-        }
-    }
-
-    /// Removes a flow, and its mirror unless that belongs to another one.
-    fn remove_pair(&mut self, tuple: Tuple, flow: &Flow) {
-        if self.flows.get(flow.to.swap()).is_some_and(|mirror| mirror.to == tuple.swap()) {
-            self.flows.remove(flow.to.swap());
-        }
-        self.flows.remove(tuple);
-    }
-
-    fn account(&mut self, packet: &Packet<'_>, now: u64) {
-        let Some(flow) = self.flows.get_mut(packet.tuple) else { return };
-        flow.last_seen = now;
-        flow.packets += 1;
-        flow.bytes += packet.length();
-        flow.fin |= packet.is_fin();
-        flow.reset = packet.is_reset();
-        flow.established |= !packet.is_first();
-    }
+/// Whether nobody waits for what is left of a half-open flow: a mirror whose client's half leads elsewhere, or is gone.
+fn is_left_behind(mirror: &Flow, now: u64, idle: &IdleTimes) -> bool {
+    const FRESH: u64 = 10_000_000_000;
+    let is_vain = mirror.fin || mirror.reset || mirror.packets < 2;
+    let client = Flow { established: true, fin: false, reset: false, ..*mirror };
+    is_vain && now.saturating_sub(mirror.last_seen) > FRESH || client.is_expired(Some(mirror), now, idle)
 }
 
 impl Packet<'_> {

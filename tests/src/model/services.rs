@@ -35,6 +35,9 @@ pub struct ServicePort {
     /// Without a backend packets are dropped in silence.
     #[serde(default)]
     pub drop_when_empty: bool,
+    /// Backends that do not answer are treated as those that do.
+    #[serde(default, skip_serializing_if = "super::packet::is_default")]
+    pub no_passive_health: bool,
     /// One of its slots names a backend that does not exist.
     #[serde(default, skip_serializing_if = "super::packet::is_default")]
     pub is_broken: bool,

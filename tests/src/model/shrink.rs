@@ -111,6 +111,8 @@ fn plainer_packets(packet: &Packet) -> Vec<Packet> {
         with(&|packet| packet.payload = 0),
         with(&|packet| packet.payload = 2),
         with(&|packet| packet.salt = 0),
+        with(&|packet| packet.sequence = None),
+        with(&|packet| packet.acknowledges = None),
     ];
     for lie in 0..packet.lies.len() {
         all.push(with(&|packet| drop(packet.lies.remove(lie))));
@@ -135,6 +137,7 @@ fn plainer_services(port: &ServicePort) -> Vec<ServicePort> {
         ServicePort { draining: [].into(), ..port.clone() },
         ServicePort { drop_when_empty: false, ..port.clone() },
         ServicePort { is_broken: false, ..port.clone() },
+        ServicePort { no_passive_health: false, ..port.clone() },
     ];
     for frontend in &port.frontends {
         let frontends = port.frontends.iter().copied().filter(|other| other != frontend).collect();
