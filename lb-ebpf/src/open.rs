@@ -49,9 +49,30 @@ pub fn enter<A: Ip>(ctx: &TcContext, service_port: u32, hook: Hook, work: &mut W
     work.entry.service_port = service_port;
     work.entry.hook = hook;
     work.entry.attempt = work.attempt;
-    add(ctx, Table::HalfOpen, work)?;
+    let table = table_for(work);
+    match table {
+        Table::HalfOpen => add(ctx, Table::HalfOpen, work)?,
+        Table::Flows => add(ctx, Table::Flows, work)?,
+    }
     count_connection::<A>(service_port, work.selected.id);
     Ok(())
+}
+
+/// Where a flow belongs that is about to be opened. Of one that was established, and whose client's half was evicted, the mirror is
+/// there still: it would keep answers from the half-open ones.
+#[inline(always)]
+fn table_for<A: Ip>(work: &mut Workspace<A>) -> Table {
+    work.key = work.to.swap();
+    let Some(mirror) = maps::flow(Table::Flows, &work.key) else { return Table::HalfOpen };
+    // SAFETY: a map value, valid for the run of the program.
+    if unsafe { (*mirror).to.swap() } != work.packet.tuple {
+        return Table::HalfOpen;
+    }
+    if work.packet.is_syn() {
+        maps::remove_flow(Table::Flows, &work.key);
+        return Table::HalfOpen;
+    }
+    Table::Flows
 }
 
 /// Adds the two entries of a flow from `work.packet.tuple` to `work.to`, for its first packet. The hook, the backend, the choice and the
