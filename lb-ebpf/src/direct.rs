@@ -16,7 +16,7 @@ use crate::flow::now;
 use crate::ip::Ip;
 use crate::maps;
 use crate::maps::{Table, Workspace};
-use crate::open::{add, replies_are_free, spare};
+use crate::open::{add, spare};
 
 /// How many source ports are tried for a direct connection.
 const ATTEMPTS: u32 = 4;
@@ -81,7 +81,7 @@ pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Rea
     let hook = unsafe { (*mirror).hook };
     work.now = now();
     work.to = work.packet.tuple;
-    if hook != Hook::ToPod || replies_are_free(work) {
+    if hook != Hook::ToPod || A::are_replies_free(ctx, work) {
         return Ok(false);
     }
     if work.packet.tuple.protocol == Protocol::Sctp {
@@ -90,7 +90,7 @@ pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Rea
     }
     for attempt in 0..ATTEMPTS {
         work.to.source_port = spare(&work.packet.tuple, attempt);
-        if replies_are_free(work) {
+        if A::are_replies_free(ctx, work) {
             work.entry.backend = Flow::<A>::NO_BACKEND;
             work.entry.generation = 0;
             work.entry.service_port = Flow::<A>::NO_BACKEND;

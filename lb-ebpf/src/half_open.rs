@@ -159,7 +159,7 @@ pub fn try_another<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Hook {
 #[inline(always)]
 pub fn probe<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) {
     if select(&work.packet.tuple, maps::slots_of(service_port), work.probe, &mut work.selected)
-        && A::take(ctx, u32::from(work.packet.tuple.source_port), work) == Some(Hook::FromPod)
+        && open::take(ctx, work.packet.tuple.source_port, work) == Some(Hook::FromPod)
     {
         work.key = work.to.swap();
         work.mirror.backend = work.selected.id;

@@ -190,7 +190,7 @@ pub fn pick<A: Ip>(
                 continue;
             }
         }
-        let hook = A::take(ctx, u32::from(work.packet.tuple.source_port), work);
+        let hook = take(ctx, work.packet.tuple.source_port, work);
         if hook.is_some() {
             return Ok(hook);
         }
@@ -204,7 +204,7 @@ fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook
     for attempt in 0..=SPARE_ATTEMPTS {
         let own = work.packet.tuple.source_port;
         let source_port = if attempt == 0 { own } else { spare(&work.packet.tuple, attempt) };
-        if let Some(hook) = A::take(ctx, u32::from(source_port), work) {
+        if let Some(hook) = take(ctx, source_port, work) {
             return Ok(hook);
         }
     }
@@ -213,10 +213,16 @@ fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook
 
 /// Puts what a flow to `work.selected` under this source port makes of the client's packets into `work.to`. `None`: it could
 /// not be told from another flow, or from a connection that the pod has made without a service.
-///
-/// A function of its own, so that the verifier forgets the many ways through it at each turn of a loop.
 #[inline(always)]
 pub fn take<A: Ip>(ctx: &TcContext, source_port: u16, work: &mut Workspace<A>) -> Option<Hook> {
+    let hook = A::lead(ctx, u32::from(source_port), work)?;
+    (A::are_replies_free(ctx, work) && !direct::is_dialled(ctx, work)).then_some(hook)
+}
+
+/// Puts what a flow to `work.selected` under this source port makes of the client's packets into `work.to`. `None`: it cannot be
+/// made.
+#[inline(always)]
+pub fn lead<A: Ip>(source_port: u16, work: &mut Workspace<A>) -> Option<Hook> {
     let has_same_ports =
         source_port == work.packet.tuple.source_port && work.selected.port == work.packet.tuple.destination_port;
     if work.packet.tuple.protocol == Protocol::Sctp && !has_same_ports {
@@ -229,9 +235,6 @@ pub fn take<A: Ip>(ctx: &TcContext, source_port: u16, work: &mut Workspace<A>) -
     if is_hairpin {
         // A pod does not hear from itself under its own address.
         work.to.source = A::hairpin();
-    }
-    if !replies_are_free(work) || direct::is_dialled(ctx, work) {
-        return None;
     }
     Some(if is_hairpin { Hook::Hairpin } else { Hook::FromPod })
 }
