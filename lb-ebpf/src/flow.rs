@@ -49,29 +49,29 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         }
         remove_pair(work);
     }
-    let dialled = &work.packet.tuple;
-    if work.packet.tuple.destination == A::hairpin() && A::reply(ctx)? {
+    if work.packet.tuple.destination == A::hairpin() && A::reply(ctx, Hook::HairpinReply as u32, work)? {
         return translate(ctx, work, Hook::HairpinReply);
     }
+    let dialled = &work.packet.tuple;
     let Some(service_port) = maps::service_port_at(dialled.destination, dialled.destination_port, dialled.protocol)
     else {
         return not_served(ctx, work);
     };
-    if is_left_to_another_proxy(&work.packet) {
-        return Ok(Next::Pass);
-    }
-    if let Some(found) = A::follow(ctx) {
+    if let Some(found) = A::follow(ctx, work) {
         let hook = match found {
             Some(hook) => hook,
-            None => A::try_another(ctx),
+            None => A::try_another(ctx, work),
         };
         return translate(ctx, work, hook);
+    }
+    if is_left_to_another_proxy(&work.packet) {
+        return Ok(Next::Pass);
     }
     match open(ctx, service_port, work) {
         Ok(hook) => translate(ctx, work, hook),
         Err(reason) => {
             service_drop(service_port, reason);
-            if reason == Reason::Refused { A::refuse(ctx) } else { Err(reason) }
+            if reason == Reason::Refused { A::refuse(ctx, work) } else { Err(reason) }
         }
     }
 }
@@ -80,7 +80,7 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
 #[inline(always)]
 pub fn to_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
     let Some(entry) = maps::flow(Flows, &work.packet.tuple) else {
-        if A::reply(ctx)? {
+        if A::reply(ctx, Hook::ToPod as u32, work)? {
             rewrite(ctx, &work.packet, &work.to)?;
         }
         return Ok(Next::Pass);
@@ -113,11 +113,11 @@ fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<
 /// A packet without flow to what is no frontend.
 #[inline(always)]
 fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
-    if work.packet.is_syn() && A::dial(ctx)? {
+    if work.packet.is_syn() && A::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
     }
     if reason::is_refused(&work.packet.tuple.destination) {
-        return A::refuse(ctx);
+        return A::refuse(ctx, work);
     }
     Ok(Next::Pass)
 }
@@ -157,7 +157,7 @@ const fn is_mirror_due<A: Ip>(flow: &Flow<A>, now: u64) -> bool {
 #[inline(always)]
 fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
-    if let Some(present) = maps::flow(Flows, &work.key) {
+    if let Some(present) = maps::any_flow(&work.key) {
         // SAFETY: a map value, valid for the run of the program.
         work.owner = unsafe { (*present).to }.swap();
         return work.owner == work.packet.tuple;

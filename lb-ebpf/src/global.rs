@@ -7,7 +7,7 @@ use lb_common::abi::{Hook, Reason, SlotRange};
 use lb_common::{Address4, Address6};
 
 use crate::icmp::{self, At};
-use crate::maps::Maps as _;
+use crate::maps::{Maps as _, Workspace};
 use crate::packet::Next;
 use crate::{direct, half_open, open, refuse};
 
@@ -98,12 +98,25 @@ impl<T: Code> Code for Result<T, Reason> {
     }
 }
 
+/// The function finds the workspace by itself, which the compiler cannot know: what was written to it must be there before the
+/// call, and what was read before must be read anew behind it.
+#[inline(always)]
+fn share<A>(work: &mut Workspace<A>) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: nothing is done. For the compiler it reads and writes all of the workspace.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) core::ptr::from_mut(work) => _, options(nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = work;
+}
+
 macro_rules! global {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> $answer:ty
         = $v4:ident, $v6:ident, |$ctx:ident, $work:ident| $body:expr;)+) => {
         /// What each family has a global function for.
-        pub trait Global {
-            $($(#[$doc])* fn $name(ctx: &TcContext, $($argument: $type),*) -> $answer;)+
+        pub trait Global: Sized {
+            $($(#[$doc])* fn $name(ctx: &TcContext, $($argument: $type,)* work: &mut Workspace<Self>) -> $answer;)+
         }
 
         global!(@family Address4, $($name($($argument: $type),*) -> $answer = $v4, |$ctx, $work| $body;)+);
@@ -126,8 +139,11 @@ macro_rules! global {
         impl Global for $address {
             $(
                 #[inline(always)]
-                fn $name(ctx: &TcContext, $($argument: $type),*) -> $answer {
-                    Code::decode($symbol(ctx.skb.skb, $($argument),*))
+                fn $name(ctx: &TcContext, $($argument: $type,)* work: &mut Workspace<Self>) -> $answer {
+                    share(work);
+                    let code = $symbol(ctx.skb.skb, $($argument),*);
+                    share(work);
+                    Code::decode(code)
                 }
             )+
         }
@@ -145,7 +161,8 @@ global! {
     /// See [`half_open::try_another`].
     try_another() -> Hook = try_another_4, try_another_6, |ctx, work| half_open::try_another(ctx, work);
     /// See [`half_open::answer`].
-    reply() -> Result<bool, Reason> = answer_4, answer_6, |ctx, work| half_open::answer(ctx, work);
+    reply(hook: u32) -> Result<bool, Reason> = answer_4, answer_6,
+        |ctx, work| half_open::answer(ctx, Hook::decode(hook), work);
     /// See [`open::choose`].
     choose(service_port: u32) -> Result<Hook, Reason> = choose_4, choose_6,
         |ctx, work| open::choose(ctx, service_port, work);

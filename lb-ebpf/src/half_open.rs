@@ -38,7 +38,7 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
     work.now = now();
     work.to = work.found.to;
     work.key = work.to.swap();
-    if !may_go_on(ctx, &work.found, work) {
+    if !may_go_on(ctx, &work.found, work) || !has_mirror(work) {
         remove(work);
         return None;
     }
@@ -48,7 +48,7 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         if work.found.attempt & attempt::ANSWERED == 0 && !is_copy {
             return Some(None);
         }
-    } else if has_mirror(work) && is_proved(ctx, &work.found, work) {
+    } else if is_proved(ctx, &work.found, work) {
         // SAFETY: as above.
         work.entry = unsafe { *entry };
         promote(work);
@@ -137,7 +137,7 @@ pub fn try_another<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Hook {
     health::failed::<A>(work.found.backend, work.found.generation, work.now);
     work.attempt = (work.found.attempt & attempt::NUMBER) + 1;
     work.except = work.found.backend;
-    if let Ok(Some(hook)) = A::pick(ctx, slots.start, slots.len, 1) {
+    if let Ok(Some(hook)) = A::pick(ctx, slots.start, slots.len, 1, work) {
         work.entry = work.found;
         work.entry.packets += 1;
         work.entry.bytes += u64::from(Packet::<A>::len(ctx));
@@ -159,14 +159,15 @@ pub fn try_another<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Hook {
 #[inline(always)]
 pub fn probe<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) {
     if select(&work.packet.tuple, maps::slots_of(service_port), work.probe, &mut work.selected)
-        && A::take(ctx, u32::from(work.packet.tuple.source_port)) == Some(Hook::FromPod)
+        && A::take(ctx, u32::from(work.packet.tuple.source_port), work) == Some(Hook::FromPod)
     {
         work.key = work.to.swap();
         work.mirror.backend = work.selected.id;
         work.mirror.generation = work.selected.generation;
+        work.mirror.hook = Hook::ToPod;
         work.mirror.attempt = attempt::PROBE | work.probe;
         if maps::add_flow(HalfOpen, &work.key, &work.mirror) {
-            A::send_copy(ctx);
+            A::send_copy(ctx, work);
         }
     }
     work.to = work.entry.to;
@@ -189,11 +190,11 @@ pub fn send_copy<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) {
 
 /// An answer to a half-open flow: the client may see it, as `work.to`, if no other backend was faster. False: it is none.
 #[inline(always)]
-pub fn answer<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
+pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Result<bool, Reason> {
     let Some(entry) = maps::flow(HalfOpen, &work.packet.tuple) else { return Ok(false) };
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
     work.found = unsafe { *entry };
-    if !matches!(work.found.hook, Hook::ToPod | Hook::HairpinReply) {
+    if work.found.hook != hook {
         return Ok(false);
     }
     work.to = work.found.to;
@@ -229,15 +230,21 @@ fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
             None => true,
         };
     };
-    let is_claimed = claim(half, work.found.attempt);
     // SAFETY: a map value, valid for the run of the program.
-    let is_led_here = unsafe { (*half).to.swap() } == work.packet.tuple;
+    let (was_answered, is_led_here) =
+        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple) };
+    if was_answered {
+        // Numbers of choices are the same in each opening.
+        return is_led_here;
+    }
+    let is_claimed = claim(half, work.found.attempt);
     if is_claimed && !is_led_here {
         // SAFETY: as above.
         work.entry = unsafe { *half };
         work.entry.to = work.packet.tuple.swap();
         work.entry.backend = work.found.backend;
         work.entry.generation = work.found.generation;
+        work.entry.hook = if work.found.hook == Hook::HairpinReply { Hook::Hairpin } else { Hook::FromPod };
         work.entry.attempt = attempt::ANSWERED | work.found.attempt;
         maps::put_flow(HalfOpen, &work.owner, &work.entry);
     }

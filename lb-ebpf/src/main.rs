@@ -97,11 +97,11 @@ fn verdict<A: Ip>(ctx: &TcContext, at: At) -> i32 {
 #[inline(always)]
 fn handle<A: Ip>(ctx: &TcContext, at: At) -> Result<Next, Reason> {
     let work = A::workspace().ok_or(Reason::Malformed)?;
-    if !A::read(ctx)? {
+    if !A::read(ctx, work)? {
         return Ok(Next::Pass);
     }
     if work.packet.content == Content::Icmp {
-        return A::icmp(ctx, at as u32);
+        return A::icmp(ctx, at as u32, work);
     }
     match work.packet.part {
         Part::Whole => {}

@@ -33,10 +33,10 @@ pub fn open<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) 
         return Err(Reason::VipSource);
     }
     work.probe = NO_PROBE;
-    let hook = A::choose(ctx, service_port)?;
-    A::enter(ctx, service_port, hook as u32)?;
+    let hook = A::choose(ctx, service_port, work)?;
+    A::enter(ctx, service_port, hook as u32, work)?;
     if work.probe != NO_PROBE {
-        A::probe(ctx, service_port);
+        A::probe(ctx, service_port, work);
     }
     Ok(hook)
 }
@@ -49,9 +49,30 @@ pub fn enter<A: Ip>(ctx: &TcContext, service_port: u32, hook: Hook, work: &mut W
     work.entry.service_port = service_port;
     work.entry.hook = hook;
     work.entry.attempt = work.attempt;
-    add(ctx, Table::HalfOpen, work)?;
+    let table = table_for(work);
+    match table {
+        Table::HalfOpen => add(ctx, Table::HalfOpen, work)?,
+        Table::Flows => add(ctx, Table::Flows, work)?,
+    }
     count_connection::<A>(service_port, work.selected.id);
     Ok(())
+}
+
+/// Where a flow belongs that is about to be opened. Of one that was established, and whose client's half was evicted, the mirror is
+/// there still: it would keep answers from the half-open ones.
+#[inline(always)]
+fn table_for<A: Ip>(work: &mut Workspace<A>) -> Table {
+    work.key = work.to.swap();
+    let Some(mirror) = maps::flow(Table::Flows, &work.key) else { return Table::HalfOpen };
+    // SAFETY: a map value, valid for the run of the program.
+    if unsafe { (*mirror).to.swap() } != work.packet.tuple {
+        return Table::HalfOpen;
+    }
+    if work.packet.is_syn() {
+        maps::remove_flow(Table::Flows, &work.key);
+        return Table::HalfOpen;
+    }
+    Table::Flows
 }
 
 /// Adds the two entries of a flow from `work.packet.tuple` to `work.to`, for its first packet. The hook, the backend, the choice and the
@@ -118,7 +139,7 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
     let stays = had && !leaves;
     work.attempt = 0;
     work.except = Flow::<A>::NO_BACKEND;
-    let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched))? };
+    let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched), work)? };
     let hook = match found {
         Some(hook) => hook,
         None => {
@@ -169,7 +190,7 @@ pub fn pick<A: Ip>(
                 continue;
             }
         }
-        let hook = A::take(ctx, u32::from(work.packet.tuple.source_port));
+        let hook = A::take(ctx, u32::from(work.packet.tuple.source_port), work);
         if hook.is_some() {
             return Ok(hook);
         }
@@ -183,7 +204,7 @@ fn take_any_port<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Hook
     for attempt in 0..=SPARE_ATTEMPTS {
         let own = work.packet.tuple.source_port;
         let source_port = if attempt == 0 { own } else { spare(&work.packet.tuple, attempt) };
-        if let Some(hook) = A::take(ctx, u32::from(source_port)) {
+        if let Some(hook) = A::take(ctx, u32::from(source_port), work) {
             return Ok(hook);
         }
     }

@@ -268,7 +268,7 @@ impl<A: Ip> Packet<A> {
     /// The sequence and the acknowledgement number of a TCP segment; 0 for all else.
     #[inline(always)]
     pub fn numbers(&self, ctx: &TcContext) -> (u32, u32) {
-        if self.tuple.protocol != Protocol::Tcp {
+        if self.tuple.protocol != Protocol::Tcp || self.part == Part::Later {
             return (0, 0);
         }
         // SAFETY: bounds are checked by `ptr_at`.

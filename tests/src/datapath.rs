@@ -25,6 +25,8 @@ pub const LO: u32 = 1;
 
 /// Entries of the flow table of each family.
 pub const FLOWS: u32 = 1 << 16;
+/// Entries of the tables of half-open flows.
+pub const HALF_OPEN: u32 = 1 << 14;
 
 /// What a program answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +120,7 @@ impl Datapath {
         prepare(&pins)?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
         let sizes =
-            Sizes { limits, flows: FLOWS, half_open: 1 << 14, affinity: 1 << 12, sockets: 1 << 12, unserved: None };
+            Sizes { limits, flows: FLOWS, half_open: HALF_OPEN, affinity: 1 << 12, sockets: 1 << 12, unserved: None };
         let object = Object::load(object, &pins, &sizes, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());

@@ -40,6 +40,7 @@
 //! - [`server`]: HTTP and UDP servers that name themselves and the peer they saw.
 //! - [`client`]: single requests, long-lived connections, bulk runs with a [`Tally`].
 //! - [`statistics`]: is this spread as even as chance allows?
+//! - [`traffic`]: connections, datagrams and floods that go on while something happens to the nodes.
 //! - [`packet`]: raw packets of both families, whole or in fragments, with right checksums, and a checker that shares no
 //!   code with their builder.
 //!
@@ -69,6 +70,7 @@ pub mod report;
 pub mod server;
 pub mod statistics;
 mod test_run;
+pub mod traffic;
 pub mod wiring;
 
 pub use addresses::Family;

@@ -143,7 +143,7 @@ fn cleanup_removes_everything_and_says_what() {
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 12, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 23, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 24, "{removed}");
     assert_eq!(removed.matches("removed program ").count(), 10, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();
@@ -163,16 +163,11 @@ fn a_second_agent_on_the_same_folder_is_refused() {
 }
 
 #[test]
-fn maps_of_another_size_or_layout_are_named_with_the_remedy() {
+fn maps_of_another_layout_are_named_with_the_remedy() {
     needs_root!();
     let lab = lab();
     let node = lab.node("node1");
     node.start_agent().unwrap().stop().unwrap();
-    let Err(error) = node.start_agent_with(&["--max-flows", "4096"]) else { panic!("it runs") };
-    let error = format!("{error:#}");
-    assert!(error.contains("FLOWS_4 has room for 65536 entries, the flags ask for 4096"), "{error}");
-    assert!(error.contains("viaduct cleanup"), "{error}");
-
     fs::rename(Pins::new(node.bpffs()).layout(), node.bpffs().join("v999")).unwrap();
     let error = error_of(node.viaduct_command().unwrap().args(["service", "list", "--bpffs"]).arg(node.bpffs()));
     assert!(error.starts_with("error: layout mismatch: the maps in "), "{error}");

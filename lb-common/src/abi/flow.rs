@@ -24,6 +24,9 @@ pub enum Hook {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, TryFromBytes, Immutable, KnownLayout)]
 pub struct Flow<A> {
+    /// Only there in tests of upgrades.
+    #[cfg(feature = "other-layout")]
+    pub other: Zero<8>,
     /// The tuple that the packet leaves with.
     pub to: Tuple<A>,
     /// The chosen backend, an index into `BACKENDS_4` or `BACKENDS_6`; [`Flow::NO_BACKEND`] for a connection that a client
@@ -69,8 +72,14 @@ pub type Flow4 = Flow<Address4>;
 /// Of IPv6.
 pub type Flow6 = Flow<Address6>;
 
+#[cfg(not(feature = "other-layout"))]
 plain!(Flow4, 64);
+#[cfg(not(feature = "other-layout"))]
 plain!(Flow6, 88);
+#[cfg(feature = "other-layout")]
+plain!(Flow4, 72);
+#[cfg(feature = "other-layout")]
+plain!(Flow6, 96);
 
 impl<A: Address> Flow<A> {
     /// In [`Flow::backend`]: none.

@@ -153,6 +153,9 @@ pub struct Backend<A> {
     pub generation: u32,
     /// Whether it may be used.
     pub state: BackendState,
+    /// In tests of upgrades it is here.
+    #[cfg(feature = "other-layout")]
+    pub service_port: u32,
     /// Address of the endpoint.
     pub address: A,
     /// Port of the endpoint, in the byte order of the machine.
@@ -162,6 +165,7 @@ pub struct Backend<A> {
     /// Always zero.
     pub reserved: Zero<1>,
     /// The service port that it belongs to.
+    #[cfg(not(feature = "other-layout"))]
     pub service_port: u32,
 }
 

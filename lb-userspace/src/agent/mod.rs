@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Configuration;
 use crate::dataplane::attach::cgroup::Cgroup;
-use crate::dataplane::{Maps, OBJECT, Object, Pins, Settings, Sizes, SocketLb};
+use crate::dataplane::{Maps, Pins, Settings, Sizes, SocketLb, take_over};
 use crate::interfaces::Interfaces;
 use crate::model::Family;
 use crate::observe::{self, Health, Metrics};
@@ -117,7 +117,7 @@ async fn serve(options: Options) -> Result<()> {
     let observed = Observed::new(&options)?;
     // Begins to watch before anything is read, or a change in between is lost.
     let mut input = Input::open(&options.source, &options.node, &observed.metrics).await?;
-    options.pins.create()?;
+    options.pins.create_root()?;
     let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
 
@@ -127,8 +127,7 @@ async fn serve(options: Options) -> Result<()> {
         mode => Some((mode, Cgroup::find(options.cgroup_root.as_deref())?)),
     };
 
-    let mut object = Object::load(OBJECT, &options.pins, &options.sizes, options.settings)?;
-    object.pin(&options.pins)?;
+    let object = take_over(&options.pins, &options.sizes, options.settings)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options, observed.clone())?;
     collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
     let mut coverage = Coverage::new(object, options.pins.clone(), at_sockets, observed.clone())?;

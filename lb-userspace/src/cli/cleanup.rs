@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{Format, output};
-use crate::dataplane::attach::cgroup;
 use crate::dataplane::{AGENT, Pins, attach, require_capabilities};
 
 #[derive(Debug, Serialize)]
@@ -26,15 +25,12 @@ pub(super) fn run(pins: &Pins, format: Format) -> Result<()> {
     if pins.root().exists() {
         // An agent that still runs would go on writing to maps that nobody reads.
         let lock = pins.lock("")?;
-        for (mechanism, attached) in attach::attached(pins) {
-            attach::detach(mechanism, &attached)?;
-            removed.push(Removed { path: attached.pin.display().to_string(), what: "attached program" });
-        }
-        for attached in cgroup::detach(pins)? {
-            removed.push(Removed { path: attached.pin.display().to_string(), what: "attached program" });
-        }
-        for layout in pins.layouts() {
-            remove_tree(&pins.root().join(format!("v{layout}")), &mut removed)?;
+        let datapaths = pins.datapaths().into_iter().map(|datapath| pins.root().join(datapath.name()));
+        for folder in datapaths.chain(pins.leftovers()) {
+            for pin in attach::take_off(&pins.within(&folder))? {
+                removed.push(Removed { path: pin.display().to_string(), what: "attached program" });
+            }
+            remove_tree(&folder, &mut removed)?;
         }
         drop(lock);
         // Only if nothing of somebody else's is in it.

@@ -1,7 +1,7 @@
 //! The part of the agent that touches the kernel: maps, programs, links and their pins.
 //!
 //! - [`Pins`]: where everything is pinned, and the lock that one agent holds on it.
-//! - [`Object`]: the programs, loaded with their maps.
+//! - [`Object`]: the programs, loaded with their maps; [`take_over`]: with what an agent before has left, of whatever layout.
 //! - [`Maps`], [`FamilyMaps`], [`Table`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
 //! - [`attach`]: programs on interfaces and at sockets; [`StaleSockets`]: what these cannot do for connected UDP sockets.
 //! - [`Collector`]: removes what no packet needs any more.
@@ -9,6 +9,7 @@
 //! All `unsafe` of the agent is in `shared_array`, `raw_map`, `grace`, `kernel` and `memory`.
 
 pub mod attach;
+mod carry;
 mod collector;
 mod family;
 mod figures;
@@ -24,7 +25,9 @@ mod shared_array;
 mod sock_diag;
 mod stale_sockets;
 mod table;
+mod test_hooks;
 
+pub use carry::take_over;
 pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
 pub use figures::Figures;
@@ -33,12 +36,13 @@ pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
 pub use object::{Handover, OBJECT, Object, PassiveHealth, Settings, SocketLb, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
-pub use pins::{Lock, Pins};
+pub use pins::{Datapath, Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
 pub use raw_map::Walk;
 pub use stale_sockets::{StaleSockets, Swept};
 pub use table::{Entry, Table};
 
+use aya::maps::MapInfo;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
     PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
@@ -124,6 +128,13 @@ pub(crate) struct MapShape {
     key: u32,
     value: u32,
     entries: u32,
+}
+
+impl MapShape {
+    /// Whether a pinned map has it.
+    fn is_that_of(&self, map: &MapInfo) -> bool {
+        (map.key_size(), map.value_size(), map.max_entries()) == (self.key, self.value, self.entries)
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "sizes of map entries")]

@@ -148,7 +148,7 @@ impl Object {
     /// Loads `object`. Maps that are pinned already are adopted, the others are made and pinned.
     ///
     /// # Errors
-    /// When a pinned map has another shape than this version or `sizes` say, or when the kernel refuses something.
+    /// When a pinned map has other keys or values than this version, or when the kernel refuses something.
     pub fn load(object: &[u8], pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Self> {
         let shapes = sizes.shapes();
         for shape in &shapes {
@@ -194,6 +194,12 @@ impl Object {
 
     fn at_sockets(&self) -> &'static [&'static str] {
         if self.socket_lb == SocketLb::Off { &[] } else { &AT_SOCKETS }
+    }
+
+    /// Whether there is a program at sockets of that name, and it is to be attached.
+    #[must_use]
+    pub fn has_socket_program(&self, name: &str) -> bool {
+        self.at_sockets().contains(&name)
     }
 
     /// One of the programs at sockets.
@@ -261,16 +267,6 @@ fn check_pinned(pins: &Pins, shape: &MapShape) -> Result<()> {
             info.value_size(),
             shape.key,
             shape.value,
-            pins.root().display(),
-        );
-    }
-    if info.max_entries() != shape.entries {
-        bail!(
-            "{} has room for {} entries, the flags ask for {}; give the same sizes as before, or run `viaduct cleanup \
-             --bpffs {}`, which drops the state of all connections",
-            path.display(),
-            info.max_entries(),
-            shape.entries,
             pins.root().display(),
         );
     }

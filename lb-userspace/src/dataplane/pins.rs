@@ -1,4 +1,6 @@
-//! Where everything is pinned: `DIR/v<layout>/` holds the maps, `programs/`, and `links/` (or `filters/`).
+//! Where everything is pinned: `DIR/v<layout>/` holds the maps, `programs/`, `links/` (or `filters/`) and `sockets/`: a
+//! *datapath*. While one takes over from another ([`super::carry`]) there are several, of which the one with the highest
+//! number is the latest: `v4`, `v5-1`, `v5-2`. One that is being made, or removed, has a name of its own: `v5-2-new`, `v4-old`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +19,34 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 #[derive(Debug, Clone)]
 pub struct Pins {
     root: PathBuf,
+    /// Within the root; none for the datapath of this version's layout, whatever its name is at the moment.
+    folder: Option<PathBuf>,
+}
+
+/// The folder of a datapath.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Datapath {
+    /// Counts how often one took over from another, since there was but one.
+    pub number: u32,
+    /// Layout of its maps.
+    pub layout: u32,
+}
+
+impl Datapath {
+    /// `None` for anything else, also for a datapath that is not complete.
+    fn parse(name: &str) -> Option<Self> {
+        let (layout, number) = name.strip_prefix('v')?.split_once('-').unwrap_or((&name[1..], "0"));
+        Some(Self { number: number.parse().ok()?, layout: layout.parse().ok()? })
+    }
+
+    /// Name of the folder.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.number {
+            0 => format!("v{}", self.layout),
+            number => format!("v{}-{number}", self.layout),
+        }
+    }
 }
 
 /// The right to write to the maps and links of a node. Ends with the process, however that ends.
@@ -28,7 +58,13 @@ pub struct Lock {
 impl Pins {
     /// The folder that `--bpffs` names.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), folder: None }
+    }
+
+    /// The pins in one folder below the root, whatever its layout.
+    #[must_use]
+    pub fn within(&self, folder: impl Into<PathBuf>) -> Self {
+        Self { root: self.root.clone(), folder: Some(folder.into()) }
     }
 
     /// The folder itself.
@@ -37,10 +73,26 @@ impl Pins {
         &self.root
     }
 
+    /// Pins of what stands beside the programs of a datapath for a while, see [`super::attach`].
+    #[must_use]
+    pub(super) fn beside(&self) -> Self {
+        self.within(self.layout().join(BESIDE))
+    }
+
+    /// The number of the datapath, if these are such pins.
+    pub(super) fn number_of_beside(&self) -> Option<u32> {
+        let datapath = self.folder.as_ref().filter(|folder| folder.ends_with(BESIDE))?.parent()?;
+        Some(Datapath::parse(datapath.file_name()?.to_str()?)?.number)
+    }
+
     /// Pins of this version's layout.
     #[must_use]
     pub fn layout(&self) -> PathBuf {
-        self.root.join(format!("v{LAYOUT}"))
+        if let Some(folder) = &self.folder {
+            return self.root.join(folder);
+        }
+        let ours = self.datapaths().into_iter().rfind(|datapath| datapath.layout == LAYOUT);
+        self.root.join(ours.unwrap_or(Datapath { number: 0, layout: LAYOUT }).name())
     }
 
     /// The pin of a map.
@@ -73,19 +125,26 @@ impl Pins {
         self.layout().join("sockets")
     }
 
-    /// Makes the folders. An agent comes by here before it touches anything.
+    /// Makes the root. An agent comes by here before it touches anything.
     ///
     /// # Errors
-    /// When this process lacks a capability, or the folders are not on a BPF file system, or cannot be made.
-    pub fn create(&self) -> Result<()> {
+    /// When this process lacks a capability, or the folder is not on a BPF file system, or cannot be made.
+    pub fn create_root(&self) -> Result<()> {
         require_capabilities(&AGENT)?;
         self.require_bpffs()?;
         self.require_writable()?;
-        for folder in [self.programs(), self.links(), self.filters(), self.sockets()] {
-            fs::create_dir_all(&folder)
-                .with_context(|| format!("cannot create {}: check its parent folders", folder.display()))?;
-        }
-        Ok(())
+        create_folder(&self.root)
+    }
+
+    /// Makes all folders.
+    ///
+    /// # Errors
+    /// As [`Self::create_root`].
+    pub fn create(&self) -> Result<()> {
+        self.create_root()?;
+        [self.programs(), self.links(), self.filters(), self.sockets()]
+            .iter()
+            .try_for_each(|folder| create_folder(folder))
     }
 
     /// Checks that a datapath of this version's layout is pinned here.
@@ -98,9 +157,9 @@ impl Pins {
             return Ok(());
         }
         self.require_bpffs()?;
-        if let Some(other) = self.layouts().into_iter().find(|layout| *layout != LAYOUT) {
+        if let Some(Datapath { layout, .. }) = self.datapaths().pop() {
             bail!(
-                "layout mismatch: the maps in {} have layout {other}, this viaduct reads layout {LAYOUT}; use the \
+                "layout mismatch: the maps in {} have layout {layout}, this viaduct reads layout {LAYOUT}; use the \
                  viaduct binary of the agent that runs on this node",
                 self.root.display()
             );
@@ -111,11 +170,26 @@ impl Pins {
         );
     }
 
-    /// The layouts for which there is a folder.
+    /// All complete datapaths, the latest last.
     #[must_use]
-    pub fn layouts(&self) -> Vec<u32> {
+    pub fn datapaths(&self) -> Vec<Datapath> {
+        let mut datapaths: Vec<_> = self.names().iter().filter_map(|name| Datapath::parse(name)).collect();
+        datapaths.sort();
+        datapaths
+    }
+
+    /// Folders of datapaths that an agent has begun to make or to remove, and was ended.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        let is_one = |name: &String| {
+            [NEW, OLD].iter().any(|state| name.strip_suffix(state).is_some_and(|name| Datapath::parse(name).is_some()))
+        };
+        self.names().into_iter().filter(is_one).map(|name| self.root.join(name)).collect()
+    }
+
+    fn names(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.root) else { return Vec::new() };
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_prefix('v')?.parse().ok()).collect()
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     /// Checks that the folder is, or would be, on a BPF file system.
@@ -183,6 +257,15 @@ impl Pins {
     }
 }
 
+/// Ends of the names of folders (a BPF file system has no dots in names): of one that is being made, and of one that is being removed.
+pub(super) const NEW: &str = "-new";
+pub(super) const OLD: &str = "-old";
+const BESIDE: &str = "beside";
+
+pub(super) fn create_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}: check its parent folders", folder.display()))
+}
+
 /// Lines of /proc/locks: `1: FLOCK  ADVISORY  WRITE 4711 00:1c:12345 0 EOF` (proc_locks(5)).
 fn holder_in(locks: &str, file: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
@@ -226,6 +309,25 @@ pub(crate) fn require_capabilities(needed: &[Capability]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn datapaths_are_told_by_the_names_of_their_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["v9", "v4-1", "v5-2", "v5-3-new", "v3-old", "vx", "v4-x", "4", "v6-1-tmp"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let pins = Pins::new(folder.path());
+        let names: Vec<_> = pins.datapaths().iter().map(Datapath::name).collect();
+        assert_eq!(names, ["v9", "v4-1", "v5-2"], "the latest is last");
+        let mut leftovers = pins.leftovers();
+        leftovers.sort();
+        assert_eq!(leftovers, ["v3-old", "v5-3-new"].map(|name| folder.path().join(name)));
+        assert_eq!(pins.within("v5-2").beside().number_of_beside(), Some(2));
+        assert_eq!(pins.within("v5-2").number_of_beside(), None);
+        assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}")));
+        fs::create_dir(folder.path().join(format!("v{LAYOUT}-7"))).unwrap();
+        assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}-7")));
+    }
 
     #[test]
     fn the_holder_of_a_lock_is_found_by_the_inode() {

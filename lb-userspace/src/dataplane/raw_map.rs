@@ -4,7 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::{MapData, MapError};
+use aya::maps::{MapData, MapError, MapType};
+use aya::util::nr_cpus;
 use nix::errno::Errno;
 
 /// A map whose keys and values are bytes. None of this counts as a use of an entry when the kernel evicts what was used least.
@@ -28,7 +29,7 @@ pub(super) enum Put {
 /// How far a map has been read, and what was read last.
 #[derive(Default)]
 pub struct Walk {
-    /// Where to go on, in the kernel's own terms. A hash map's are four bytes.
+    /// Where to go on, in the kernel's own terms. A hash map's are four bytes, and so are keys of an array.
     position: Option<u32>,
     keys: Vec<u8>,
     values: Vec<u8>,
@@ -38,10 +39,14 @@ pub struct Walk {
 impl RawMap {
     pub(super) fn new(map: MapData) -> Result<Self, MapError> {
         let info = map.info()?;
-        Ok(Self { key: info.key_size() as usize, value: info.value_size() as usize, entries: info.max_entries(), map })
+        let (key, mut value) = (info.key_size() as usize, info.value_size() as usize);
+        if info.map_type()? == MapType::PerCpuArray {
+            value = value.next_multiple_of(8) * nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        }
+        Ok(Self { key, value, entries: info.max_entries(), map })
     }
 
-    /// Sizes of keys and values, bytes.
+    /// Sizes of keys and values, bytes. Values of maps by CPU are those of all.
     pub(super) const fn sizes(&self) -> (usize, usize) {
         (self.key, self.value)
     }
@@ -77,7 +82,7 @@ impl RawMap {
         unsafe { bpf(command, &mut attribute) }
     }
 
-    /// Reads the next entries of a hash map into `walk`: `most`, or fewer, but at least those that the kernel keeps together.
+    /// Reads the next entries into `walk`: `most`, or fewer, but at least those that the kernel keeps together.
     /// False when these were the last. What is there from the beginning of a walk to its end is met once.
     pub(super) fn read(&self, walk: &mut Walk, most: usize) -> io::Result<bool> {
         let mut room = most;

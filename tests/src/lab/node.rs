@@ -142,7 +142,12 @@ impl Node {
 
     /// The same with variables in the agent's environment.
     pub fn spawn_agent_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Agent> {
-        let mut command = self.namespace.command(agent::binary()?);
+        self.spawn_agent_of(&agent::binary()?, environment, arguments)
+    }
+
+    /// The same of another build of the program.
+    pub fn spawn_agent_of(&self, binary: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Agent> {
+        let mut command = self.namespace.command(binary);
         command.envs(environment.iter().copied());
         command.arg("agent");
         if !arguments.contains(&"--bpffs") {

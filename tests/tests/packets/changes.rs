@@ -9,7 +9,10 @@ use viaduct_tests::datapath::{Datapath, MARK};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
-use super::{BACKENDS, CLIENT, VIP, at, backends, both, datapath, destination, nets, passed, serve, traffic};
+use super::{
+    BACKENDS, CLIENT, VIP, another_syn, at, backends, both, datapath, destination, establish, nets, passed, serve,
+    traffic,
+};
 
 #[test]
 fn a_udp_flow_does_not_outlive_the_frontend_by_which_it_came() {
@@ -81,7 +84,7 @@ fn a_deleted_service_is_no_longer_translated_but_its_tcp_connections_go_on() {
     let mut datapath = datapath();
     let udp = || packet::udp(at(CLIENT), at(VIP), b"");
     datapath.from_pod(udp()).unwrap();
-    let tcp = destination(&datapath.from_pod(packet::tcp(at(CLIENT), at(VIP), TcpFlags::SYN, b"")).unwrap().frame);
+    let (_, tcp) = establish(&mut datapath, at(CLIENT), at(VIP));
     datapath.withdraw("dns", Protocol::Udp).unwrap();
     datapath.withdraw("web", Protocol::Tcp).unwrap();
     assert_eq!(datapath.from_pod(udp()).unwrap(), passed(udp(), 0));
@@ -133,7 +136,8 @@ fn a_backend_that_drains_keeps_its_flows_and_gets_no_more() {
         }
         // The client has forgotten its connection, which was established.
         for (frame, _) in again {
-            assert_ne!(destination(&datapath.from_pod(frame).unwrap().frame), gone);
+            let client = packet::read(&frame).unwrap().from;
+            assert_ne!(destination(&datapath.from_pod(another_syn(client, net.vip)).unwrap().frame), gone);
         }
     }
 }

@@ -11,7 +11,9 @@ use viaduct_tests::datapath::{Datapath, Input, MARK, Output, Verdict};
 use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
-use super::{BACKENDS, CLIENT, VIP, at, at_pod2, count, datapath, destination, nets, tuple, with_another_interface};
+use super::{
+    BACKENDS, CLIENT, VIP, at, at_pod2, count, datapath, destination, establish, nets, tuple, with_another_interface,
+};
 
 #[test]
 fn what_cannot_be_served_is_dropped_and_counted_by_its_reason() {
@@ -72,9 +74,8 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
         for net in nets() {
             datapath.serve("web", Protocol::Tcp, net.vip, &net.backends).unwrap();
             let at_first = look_ups(&mut datapath).unwrap();
-            let syn = datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::SYN, b"")).unwrap();
+            let (_, backend) = establish(&mut datapath, net.client, net.vip);
             assert!(look_ups(&mut datapath).unwrap() - at_first > 1, "a new connection costs several");
-            let backend = destination(&syn.frame);
             let data = |from, to| packet::tcp(from, to, TcpFlags::ACK, b"data");
             let mut cost = |run: &mut dyn FnMut(&mut Datapath)| {
                 let before = look_ups(&mut datapath).unwrap();
@@ -94,7 +95,9 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
             let sent = cost(&mut |datapath| drop(datapath.from_pod(data(net.client, nobody)).unwrap()));
             assert_eq!(sent, 2, "for no service");
             let syn = packet::tcp(net.client, nobody, TcpFlags::SYN, b"");
-            assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(syn.clone()).unwrap())), 3, "a SYN for no service");
+            assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(syn.clone()).unwrap())), 4, "a SYN for no service");
+            let direct = data(nobody, net.client);
+            assert_eq!(cost(&mut |datapath| drop(datapath.to_pod(direct.clone()).unwrap())), 2, "of no service");
             let answer = packet::tcp(net.client, nobody, TcpFlags::SYN_ACK, b"");
             assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(answer.clone()).unwrap())), 2, "a server's answer");
         }

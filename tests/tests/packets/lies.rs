@@ -159,12 +159,12 @@ fn a_flow_that_finds_no_room_is_dropped_and_leaves_nothing() {
     use lb_userspace::dataplane::OBJECT;
     use std::process::Command;
     use viaduct_tests::command::run;
-    use viaduct_tests::datapath::FLOWS;
+    use viaduct_tests::datapath::HALF_OPEN;
     needs_root!();
     let mut datapath = Datapath::with_pins(OBJECT, Datapath::settings(), |pins| {
-        for (name, key, value) in [("FLOWS_4", 16, 56), ("FLOWS_6", 40, 80)] {
+        for (name, key, value) in [("HALF_OPEN_4", 16, 64), ("HALF_OPEN_6", 40, 88)] {
             let path = pins.map(name);
-            let shape = format!("type hash key {key} value {value} entries {FLOWS} name {name} flags 1");
+            let shape = format!("type hash key {key} value {value} entries {HALF_OPEN} name {name} flags 1");
             run(Command::new("bpftool").args(["map", "create"]).arg(path).args(shape.split(' ')))?;
         }
         Ok(())
@@ -178,24 +178,24 @@ fn a_flow_that_finds_no_room_is_dropped_and_leaves_nothing() {
         maps!(datapath, net, |maps| {
             let (mut key, flow) = maps.all_flows().unwrap()[0];
             for (key, _) in maps.all_flows().unwrap() {
-                table!(maps, &key).remove(&key).unwrap();
+                maps.half_open.remove(&key).unwrap();
             }
             (key.source_port, key.destination_port) = (1, 0);
-            for number in 0..FLOWS - 1 {
+            for number in 0..HALF_OPEN - 1 {
                 let [_, _, high, low] = number.to_be_bytes();
                 key.destination_port = u16::from_be_bytes([high, low]);
-                table!(maps, &key).insert(&key, &flow).unwrap();
+                maps.half_open.insert(&key, &flow).unwrap();
             }
         });
         for (left, case) in [(1, "the mirror found room"), (0, "nothing found room")] {
-            let used = FLOWS - left;
+            let used = HALF_OPEN - left;
             assert_eq!(datapath.from_pod(frame.clone()).unwrap(), dropped(frame.clone()), "{case}");
             assert_eq!(flow_entries(&mut datapath, &net), used as usize, "{case}");
             maps!(datapath, net, |maps| {
                 let (mut key, flow) = maps.all_flows().unwrap()[0];
                 key.source_port = 2;
                 // The last one that fits, for the next turn.
-                let _ = table!(maps, &key).insert(&key, &flow);
+                let _ = maps.half_open.insert(&key, &flow);
             });
         }
         assert_eq!(count(&datapath, Reason::FlowTable), before + 2);

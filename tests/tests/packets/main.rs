@@ -9,6 +9,7 @@ mod collisions;
 mod counting;
 mod fragments;
 mod hairpin;
+mod half_open;
 mod icmp;
 mod interfaces;
 mod ipv6;
@@ -27,7 +28,7 @@ use lb_common::abi::{Family, Reason};
 use lb_common::{InterfaceIndex, Protocol, Tuple4};
 use viaduct_tests::command::run;
 use viaduct_tests::datapath::{Datapath, Input, LO, MARK, Output, Verdict};
-use viaduct_tests::packet::{self, TcpFlags};
+use viaduct_tests::packet::{self, Segment, TcpFlags};
 
 const CLIENT: &str = "10.244.1.10:40000";
 const VIP: &str = "10.96.0.10:80";
@@ -148,6 +149,23 @@ use table;
 /// How many entries there are in the flow table.
 fn flow_entries(datapath: &mut Datapath, net: &Net) -> usize {
     maps!(datapath, net, |maps| maps.all_flows().unwrap().len())
+}
+
+/// Opens a TCP connection, up to the client's first acknowledgement: the port under which the backend sees the client, and
+/// the backend.
+fn establish(datapath: &mut Datapath, client: SocketAddr, vip: SocketAddr) -> (SocketAddr, SocketAddr) {
+    let syn = datapath.from_pod(packet::tcp(client, vip, TcpFlags::SYN, b"")).unwrap();
+    let (seen, backend) = (source(&syn.frame), destination(&syn.frame));
+    datapath.to_pod(packet::tcp(backend, seen, TcpFlags::SYN_ACK, b"")).unwrap();
+    datapath.from_pod(packet::tcp(client, vip, TcpFlags::ACK, b"")).unwrap();
+    (seen, backend)
+}
+
+/// A SYN of the same client that is not the one of [`packet::tcp`].
+fn another_syn(client: SocketAddr, vip: SocketAddr) -> Vec<u8> {
+    let flags = TcpFlags::SYN;
+    let segment = Segment { flags, sequence: 70_000, acknowledgement: 0, window: 65_000, options: &[], payload: b"" };
+    packet::tcp_segment(client, vip, &segment)
 }
 
 /// All flows with their mirrors are gone.

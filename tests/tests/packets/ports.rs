@@ -10,8 +10,8 @@ use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
 use super::{
-    BACKENDS, CLIENT, FIRST_PACKETS, VIP, ago, at, backends, both, count, datapath, destination, flow_entries,
-    is_spare, maps, nets, passed, source, table,
+    BACKENDS, CLIENT, FIRST_PACKETS, VIP, ago, at, backends, both, count, datapath, destination, establish,
+    flow_entries, is_spare, maps, nets, passed, source, table,
 };
 
 #[test]
@@ -39,7 +39,7 @@ fn a_flow_in_constant_use_sees_after_its_mirror_now_and_then() {
     needs_root!();
     let mut datapath = both();
     for net in nets() {
-        datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap();
+        establish(&mut datapath, net.client, net.vip);
         for (packets, expected) in [(65, 1), (127, 1), (128, 2)] {
             maps!(datapath, net, |maps| for (key, mut flow) in maps.all_flows().unwrap() {
                 // As if a packet had come just now.
@@ -49,7 +49,7 @@ fn a_flow_in_constant_use_sees_after_its_mirror_now_and_then() {
                     _ => table!(maps, &key).insert(&key, &flow).unwrap(),
                 }
             });
-            datapath.from_pod(packet::udp(net.client, net.vip, b"")).unwrap();
+            datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::ACK, b"data")).unwrap();
             assert_eq!(flow_entries(&mut datapath, &net), expected, "after {packets} packets");
         }
     }

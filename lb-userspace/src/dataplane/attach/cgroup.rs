@@ -144,6 +144,19 @@ pub fn attach(object: &mut Object, pins: &Pins, mode: SocketLb, cgroup: &Cgroup)
     Ok(())
 }
 
+/// Attaches a program to a cgroup where that of another datapath is, by a link of its own. What is mounted nowhere here is
+/// left out.
+pub(super) fn attach_again(object: &mut Object, other: &AttachedToSockets, pin: &Path) -> Result<()> {
+    if pin.exists() && swap(object, &other.program, pin)? {
+        return Ok(());
+    }
+    remove_pin(pin)?;
+    let Some(path) = other.path() else { return Ok(()) };
+    let cgroup = Cgroup::open(path)?;
+    link(object, &other.program, &cgroup, pin)
+        .with_context(|| format!("cannot attach a second {} to the cgroup {}", other.program, cgroup.path.display()))
+}
+
 /// Detaches all programs from sockets.
 ///
 /// # Errors

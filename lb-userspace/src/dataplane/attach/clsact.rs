@@ -8,22 +8,36 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::errno::Errno;
 
-use super::remove_pin;
+use super::{Pins, remove_pin};
 
 /// Our place among the filters of others: what comes first is seen first.
 const PRIORITY: u16 = 49;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// That of our filter; of one that stands beside it for a while, see [`super::moving`], another for each datapath. The newer
+/// filter is seen first.
+pub(super) fn handle(pins: &Pins) -> TcHandle {
+    let number = pins.number_of_beside().map_or(1, |number| 2 + number % 0xfff0);
+    TcHandle::new(0, u16::try_from(number).unwrap_or(u16::MAX))
+}
 
 /// Attaches a program, or replaces the one of the filter that is there already.
-pub(super) fn attach(program: &mut SchedClassifier, name: &str, attach_type: TcAttachType, pin: &Path) -> Result<()> {
+pub(super) fn attach(
+    program: &mut SchedClassifier,
+    name: &str,
+    attach_type: TcAttachType,
+    pin: &Path,
+    handle: TcHandle,
+) -> Result<()> {
     match qdisc_add_clsact(name) {
         Err(error) if !is_there(&error) => return Err(error).context("cannot add the clsact qdisc"),
         _ => {}
     }
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let options = NlOptions { priority: PRIORITY, handle, classid: None };
     let id = match program.attach_with_options(name, attach_type, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
-        Err(ProgramError::TcError(error)) if is_there(&error) => program.attach_to_link(filter(name, attach_type)?)?,
+        Err(ProgramError::TcError(error)) if is_there(&error) => {
+            program.attach_to_link(filter(name, attach_type, handle)?)?
+        }
         Err(error) => return Err(error.into()),
     };
     // It would detach when dropped, and must outlive this process.
@@ -38,12 +52,12 @@ fn is_there(error: &TcError) -> bool {
 }
 
 /// Removes our filter. Gone already is as good.
-pub(super) fn detach(name: &str, attach_type: TcAttachType) {
+pub(super) fn detach(name: &str, attach_type: TcAttachType, handle: TcHandle) {
     // Detaches when dropped.
-    drop(filter(name, attach_type));
+    drop(filter(name, attach_type, handle));
 }
 
 /// The filter that we have, or would have, at an interface.
-fn filter(name: &str, attach_type: TcAttachType) -> Result<SchedClassifierLink> {
-    Ok(SchedClassifierLink::attached(name, attach_type, PRIORITY, HANDLE, None)?)
+fn filter(name: &str, attach_type: TcAttachType, handle: TcHandle) -> Result<SchedClassifierLink> {
+    Ok(SchedClassifierLink::attached(name, attach_type, PRIORITY, handle, None)?)
 }

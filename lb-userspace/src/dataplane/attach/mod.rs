@@ -6,7 +6,10 @@
 
 pub mod cgroup;
 mod clsact;
+pub(super) mod moving;
 mod tcx;
+
+pub use moving::take_off;
 
 use std::fs;
 use std::io;
@@ -17,7 +20,7 @@ use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TcAttachType};
 use tracing::debug;
 
-use super::{Object, Pins};
+use super::{Object, Pins, test_hooks};
 
 /// To the pod before from it, so that the reply to the first translated packet finds its program.
 const HOOKS: [(&str, TcAttachType); 2] =
@@ -38,6 +41,9 @@ impl Mechanism {
     /// The better one of those that the running kernel has.
     #[must_use]
     pub fn of_this_kernel() -> Self {
+        if test_hooks::without_tcx() {
+            return Self::Clsact;
+        }
         // Any interface serves for asking, and each network namespace has this one.
         match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
             Ok(_) => Self::Tcx,
@@ -125,7 +131,7 @@ pub fn attach(object: &mut Object, pins: &Pins, mechanism: Mechanism, index: u32
         let pin = pin(pins, mechanism, namespace, index, program_name);
         let result = match mechanism {
             Mechanism::Tcx => tcx::attach(program, name, attach_type, &pin),
-            Mechanism::Clsact => clsact::attach(program, name, attach_type, &pin),
+            Mechanism::Clsact => clsact::attach(program, name, attach_type, &pin, clsact::handle(pins)),
         };
         if let Err(error) = result {
             if nix::net::if_::if_nametoindex(name) != Ok(index) {
@@ -147,7 +153,7 @@ pub fn forget(pins: &Pins, index: u32) -> Result<()> {
     let namespace = own_namespace()?;
     for (mechanism, attached) in attached(pins) {
         if (attached.namespace, attached.index) == (namespace, index) {
-            detach(mechanism, &attached)?;
+            detach(pins, mechanism, &attached)?;
         }
     }
     Ok(())
@@ -157,7 +163,7 @@ pub fn forget(pins: &Pins, index: u32) -> Result<()> {
 ///
 /// # Errors
 /// When its pin cannot be removed, or when it is a filter in another network namespace.
-pub fn detach(mechanism: Mechanism, attached: &Attached) -> Result<()> {
+pub fn detach(pins: &Pins, mechanism: Mechanism, attached: &Attached) -> Result<()> {
     // A link goes with its pin, wherever it is; a filter has to be removed where it is.
     if mechanism == Mechanism::Clsact {
         let own = own_namespace()?;
@@ -169,7 +175,7 @@ pub fn detach(mechanism: Mechanism, attached: &Attached) -> Result<()> {
         );
         let hook = HOOKS.iter().find(|(program, _)| *program == attached.program);
         if let (Some((_, attach_type)), Some(name)) = (hook, interface_name(attached.index)) {
-            clsact::detach(&name, *attach_type);
+            clsact::detach(&name, *attach_type, clsact::handle(pins));
         }
     }
     remove_pin(&attached.pin)?;

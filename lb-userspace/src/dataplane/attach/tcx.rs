@@ -30,6 +30,35 @@ pub(super) fn attach(program: &mut SchedClassifier, name: &str, attach_type: TcA
         TcAttachType::Ingress => LinkOrder::first(),
         _ => LinkOrder::last(),
     };
+    link(program, name, attach_type, pin, order)
+}
+
+/// Attaches a program in front of the one behind a link, by a link of its own.
+pub(super) fn attach_before(
+    program: &mut SchedClassifier,
+    name: &str,
+    attach_type: TcAttachType,
+    pin: &Path,
+    other: &Path,
+) -> Result<()> {
+    if let Some(present) = pinned(pin)? {
+        return replace(program, present);
+    }
+    let other = pinned(other)?.with_context(|| format!("{} is gone", other.display()))?;
+    let other = SchedClassifierLink::try_from(FdLink::from(other))?;
+    let result = link(program, name, attach_type, pin, LinkOrder::before_link(&other)?);
+    // The pin keeps the link.
+    drop(other);
+    result
+}
+
+fn link(
+    program: &mut SchedClassifier,
+    name: &str,
+    attach_type: TcAttachType,
+    pin: &Path,
+    order: LinkOrder,
+) -> Result<()> {
     let id = program.attach_with_options(name, attach_type, TcAttachOptions::TcxOrder(order))?;
     let link: FdLink = program.take_link(id)?.try_into()?;
     link.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;

@@ -1,0 +1,240 @@
+//! Flows that have not proved yet that both sides want them, and backends that do not answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lb_common::Protocol;
+use lb_common::abi::{Family, Hook, Reason};
+use lb_userspace::dataplane::{OBJECT, PassiveHealth, Settings};
+use viaduct_tests::datapath::{Datapath, Output};
+use viaduct_tests::needs_root;
+use viaduct_tests::packet::{self, TcpFlags};
+
+use super::{
+    Net, age_flows, another_syn, both, count, destination, dropped, establish, flow_entries, maps, nets, passed, serve,
+    source,
+};
+
+/// How many halves of flows are in the table of half-open ones, and how many in the other.
+fn halves(datapath: &mut Datapath, net: &Net) -> (usize, usize) {
+    maps!(datapath, net, |maps| (maps.half_open.entries().unwrap().len(), maps.flows.entries().unwrap().len()))
+}
+
+fn syn(datapath: &mut Datapath, client: SocketAddr, net: &Net) -> Output {
+    datapath.from_pod(packet::tcp(client, net.vip, TcpFlags::SYN, b"")).unwrap()
+}
+
+/// The client sends its SYN again, after the second that Linux waits. Where it is led to.
+fn again(datapath: &mut Datapath, client: SocketAddr, net: &Net) -> SocketAddr {
+    age_flows(datapath, net, Duration::from_secs(1));
+    destination(&syn(datapath, client, net).frame)
+}
+
+fn syn_ack(backend: SocketAddr, client: SocketAddr) -> Vec<u8> {
+    packet::tcp(backend, client, TcpFlags::SYN_ACK, b"")
+}
+
+#[test]
+fn a_tcp_connection_leaves_the_half_open_with_the_clients_acknowledgement_of_the_answer() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let backend = destination(&syn(&mut datapath, net.client, &net).frame);
+        assert_eq!(halves(&mut datapath, &net), (2, 0), "after the SYN");
+        // What has not seen the answer cannot acknowledge it.
+        datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::ACK, b"")).unwrap();
+        assert_eq!(halves(&mut datapath, &net), (2, 0), "an acknowledgement of nothing");
+        datapath.to_pod(syn_ack(backend, net.client)).unwrap();
+        assert_eq!(halves(&mut datapath, &net), (2, 0), "after the answer");
+        let blind = packet::Segment {
+            flags: TcpFlags::ACK,
+            sequence: 1001,
+            acknowledgement: 3_000_000_000,
+            window: 65_000,
+            options: &[],
+            payload: b"",
+        };
+        datapath.from_pod(packet::tcp_segment(net.client, net.vip, &blind)).unwrap();
+        assert_eq!(halves(&mut datapath, &net), (2, 0), "an acknowledgement of something else");
+        datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::ACK, b"")).unwrap();
+        assert_eq!(halves(&mut datapath, &net), (0, 2));
+        let reply = datapath.to_pod(packet::tcp(backend, net.client, TcpFlags::ACK, b"data")).unwrap();
+        assert_eq!(source(&reply.frame), net.vip);
+    }
+}
+
+#[test]
+fn a_connection_that_is_refused_stays_half_open() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let backend = destination(&syn(&mut datapath, net.client, &net).frame);
+        let refused = packet::tcp(backend, net.client, TcpFlags::RST, b"");
+        assert_eq!(source(&datapath.to_pod(refused).unwrap().frame), net.vip);
+        datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::ACK, b"")).unwrap();
+        assert_eq!(halves(&mut datapath, &net), (2, 0));
+    }
+}
+
+#[test]
+fn datagrams_leave_the_half_open_when_the_client_goes_on_or_with_their_number() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let question = || packet::udp(net.client, net.vip, b"a question");
+        let backend = destination(&datapath.from_pod(question()).unwrap().frame);
+        for _ in 0..2 {
+            let answer = datapath.to_pod(packet::udp(backend, net.client, b"an answer")).unwrap();
+            assert_eq!(source(&answer.frame), net.vip);
+        }
+        assert_eq!(halves(&mut datapath, &net), (2, 0), "one question");
+        datapath.from_pod(question()).unwrap();
+        assert_eq!(halves(&mut datapath, &net), (0, 2), "another one");
+
+        let silent = net.client_at(40_001);
+        for packets in 1..=20 {
+            datapath.from_pod(packet::udp(silent, net.vip, b"a line of a log")).unwrap();
+            let expected = if packets <= 16 { (2, 2) } else { (0, 4) };
+            assert_eq!(halves(&mut datapath, &net), expected, "after {packets} datagrams that nobody answers");
+        }
+    }
+}
+
+#[test]
+fn a_syn_that_is_sent_again_goes_to_another_backend_and_the_first_answer_wins() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        for (port, winner) in [(40_000, 0), (40_001, 1)] {
+            let client = net.client_at(port);
+            let first = destination(&syn(&mut datapath, client, &net).frame);
+            assert_eq!(destination(&syn(&mut datapath, client, &net).frame), first, "a copy of the packet");
+            let second = again(&mut datapath, client, &net);
+            assert_ne!(second, first);
+            let backends = [first, second];
+            let (winner, loser) = (backends[winner], backends[1 - winner]);
+            assert_eq!(source(&datapath.to_pod(syn_ack(winner, client)).unwrap().frame), net.vip);
+            let late = syn_ack(loser, client);
+            let before = count(&datapath, Reason::LateAnswer);
+            assert_eq!(datapath.to_pod(late.clone()).unwrap(), dropped(late.clone()));
+            assert_eq!(count(&datapath, Reason::LateAnswer), before + 1);
+            // The answer that is lost on its way is sent again, and so is the SYN.
+            assert_eq!(source(&datapath.to_pod(syn_ack(winner, client)).unwrap().frame), net.vip);
+            assert_eq!(again(&mut datapath, client, &net), winner);
+            let ack = packet::tcp(client, net.vip, TcpFlags::ACK, b"");
+            assert_eq!(destination(&datapath.from_pod(ack.clone()).unwrap().frame), winner);
+            assert_eq!(destination(&datapath.from_pod(ack).unwrap().frame), winner, "established");
+            assert_eq!(datapath.to_pod(late.clone()).unwrap(), dropped(late), "still late");
+        }
+    }
+}
+
+#[test]
+fn with_one_backend_or_without_passive_health_a_syn_that_is_sent_again_goes_where_it_went() {
+    needs_root!();
+    for passive_health in [PassiveHealth::On, PassiveHealth::Off] {
+        let mut datapath = Datapath::with(OBJECT, Settings { passive_health, ..Datapath::settings() }).unwrap();
+        for net in nets() {
+            let backends = if passive_health == PassiveHealth::On { &net.backends[..1] } else { &net.backends[..] };
+            serve(&mut datapath, &net, backends);
+            let first = destination(&syn(&mut datapath, net.client, &net).frame);
+            for _ in 0..5 {
+                assert_eq!(again(&mut datapath, net.client, &net), first, "{passive_health:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_connection_from_a_port_of_a_half_open_one_begins_anew() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let first = destination(&syn(&mut datapath, net.client, &net).frame);
+        let second = again(&mut datapath, net.client, &net);
+        let anew = datapath.from_pod(another_syn(net.client, net.vip)).unwrap();
+        assert_eq!(destination(&anew.frame), first, "the first choice, not {second}");
+        establish(&mut datapath, net.client_at(40_001), net.vip);
+        datapath.from_pod(another_syn(net.client_at(40_001), net.vip)).unwrap();
+        assert_eq!(halves(&mut datapath, &net).1, 0, "the established connection is forgotten");
+    }
+}
+
+/// Lets a backend leave so many SYNs unanswered, each of another connection, and others answer.
+fn ignore(datapath: &mut Datapath, net: &Net, dead: SocketAddr, ports: std::ops::Range<u16>) -> u32 {
+    let mut unanswered = 0;
+    for port in ports {
+        let client = net.client_at(port);
+        let mut backend = destination(&syn(datapath, client, net).frame);
+        if backend == dead {
+            unanswered += 1;
+            backend = again(datapath, client, net);
+        }
+        assert_ne!(backend, dead);
+        datapath.to_pod(syn_ack(backend, client)).unwrap();
+    }
+    unanswered
+}
+
+#[test]
+fn a_backend_that_leaves_three_in_a_row_unanswered_is_passed_over_until_it_answers() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let dead = net.backends[0];
+        assert_eq!(ignore(&mut datapath, &net, dead, 40_000..40_200), 3, "three pay for it, and nobody more");
+        let id = maps!(datapath, net, |maps| {
+            let backends = maps.backends().unwrap().into_iter();
+            let mut ids = backends.filter(|(_, backend)| backend.address == dead && backend.protocol == Protocol::Tcp);
+            ids.next().unwrap().0
+        });
+        let (health, stats) = maps!(datapath, net, |maps| (maps.health(id).unwrap(), maps.backend_stats(id).unwrap()));
+        assert!(health.suspect_since > 0 && health.failures == 3, "{health:?}");
+        assert!(stats.failures == 3 && stats.skipped > 10 && stats.recoveries == 0, "{stats:?}");
+
+        // After a second a SYN is also sent to it, as a copy, of which only the mirror is seen here.
+        std::thread::sleep(Duration::from_millis(1100));
+        let mut probe = None;
+        for port in 41_000..41_100 {
+            let client = net.client_at(port);
+            let backend = destination(&syn(&mut datapath, client, &net).frame);
+            assert_ne!(backend, dead);
+            let mirrors = maps!(datapath, net, |maps| maps
+                .half_open
+                .entries()
+                .unwrap()
+                .into_iter()
+                .filter(|(key, flow)| flow.hook == Hook::ToPod && key.destination_port == port)
+                .count());
+            if mirrors == 2 {
+                assert_eq!(probe, None, "one a second");
+                probe = Some((client, backend));
+            }
+        }
+        let (client, backend) = probe.expect("a probe in a hundred connections");
+        assert_eq!(source(&datapath.to_pod(syn_ack(backend, client)).unwrap().frame), net.vip);
+        let answer = syn_ack(dead, client);
+        assert_eq!(datapath.to_pod(answer.clone()).unwrap(), dropped(answer), "the client has another answer");
+        let stats = maps!(datapath, net, |maps| maps.backend_stats(id).unwrap());
+        assert_eq!(stats.recoveries, 1);
+        let mut ports = 42_000..42_100;
+        assert!(ports.any(|port| destination(&syn(&mut datapath, net.client_at(port), &net).frame) == dead));
+    }
+}
+
+#[test]
+fn when_all_are_suspect_all_are_used() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        for port in 40_000..40_100 {
+            syn(&mut datapath, net.client_at(port), &net);
+            again(&mut datapath, net.client_at(port), &net);
+        }
+        let used: std::collections::BTreeSet<_> =
+            (41_000..41_100).map(|port| destination(&syn(&mut datapath, net.client_at(port), &net).frame)).collect();
+        assert_eq!(used, net.backends.into(), "{} flows", flow_entries(&mut datapath, &net));
+        let pod = packet::tcp(net.client, net.backends[0], TcpFlags::ACK, b"");
+        assert_eq!(datapath.from_pod(pod.clone()).unwrap(), passed(pod, 0));
+    }
+}

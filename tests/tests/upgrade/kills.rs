@@ -1,0 +1,65 @@
+//! The agent is killed at each step of taking over, one after the other. Whatever is there then works, and the next agent goes on
+//! from it: of the new layout, which completes what was begun, or of the old one, which undoes it.
+
+use viaduct_tests::needs_root;
+
+use crate::traffic::Traffic;
+use crate::{Build, Cluster};
+
+#[test]
+fn an_agent_killed_at_any_step_leaves_a_working_datapath_to_the_next() {
+    needs_root!();
+    let cluster = Cluster::new();
+    kill_at_each_step(&cluster, &[]);
+}
+
+/// As on kernels before 6.6, which have filters in the place of links.
+#[test]
+fn so_does_one_without_tcx() {
+    needs_root!();
+    let cluster = Cluster::new();
+    kill_at_each_step(&cluster, &[("VIADUCT_TEST_WITHOUT_TCX", "1")]);
+}
+
+/// What is large has nothing to do with it, and takes its time.
+const SMALL: [&str; 4] = ["--max-slots", "65536", "--max-backends", "1024"];
+
+fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
+    let start = |build| {
+        let agent = cluster.spawn(build, environment, &SMALL);
+        agent.wait_until_ready().unwrap();
+        agent.kill9().unwrap();
+        cluster.assert_is_at_rest(build.layout());
+    };
+    let (mut present, mut wanted) = (Build::Hooked, Build::Other);
+    start(present);
+    let traffic = Traffic::start(cluster);
+    let mut step = 0;
+    loop {
+        step += 1;
+        let kill = || {
+            let at = step.to_string();
+            let agent = cluster.spawn(wanted, &[environment, &[("VIADUCT_TEST_KILL_AT", &at)]].concat(), &SMALL);
+            let was_killed = agent.wait_until_ready().is_err_and(|error| format!("{error:#}").contains("SIGKILL"));
+            if !was_killed {
+                agent.kill9().unwrap();
+            }
+            traffic.go_on();
+            was_killed
+        };
+        let was_killed = kill();
+        println!("step {step} to {wanted:?}: {:?}", cluster.folders());
+        start(present);
+        traffic.go_on();
+        if !was_killed {
+            break;
+        }
+        kill();
+        start(wanted);
+        traffic.go_on();
+        (present, wanted) = (wanted, present);
+    }
+    println!("{} steps", step - 1);
+    traffic.stop().assert_nothing_lost();
+    assert!(step > 20, "most steps are missing");
+}

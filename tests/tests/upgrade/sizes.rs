@@ -1,0 +1,67 @@
+//! Sizes of the maps change on a live node, by the same way as layouts do.
+
+use viaduct_tests::{HttpConnection, http_get, needs_root};
+
+use crate::traffic::Traffic;
+use crate::{Build, Cluster};
+
+const V4: &str = "10.96.0.10:80";
+const V6: &str = "[fd00:10:96::10]:80";
+
+#[test]
+fn sizes_change_without_breaking_a_connection() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let mut agent = cluster.start(Build::Shipped);
+    let traffic = Traffic::start(&cluster);
+    for (flows, backends) in [("131072", "1000"), ("8192", "131072"), ("65536", "5000")] {
+        agent.stop().unwrap();
+        agent = cluster.spawn(Build::Shipped, &[], &["--max-flows", flows, "--max-backends", backends]);
+        agent.wait_until_ready().unwrap();
+        traffic.go_on();
+        cluster.assert_is_at_rest(Build::Shipped.layout());
+        for (map, size) in [("FLOWS_4", flows), ("FLOWS_6", flows), ("BACKENDS_4", backends)] {
+            assert_eq!(cluster.size_of(map).to_string(), size);
+        }
+    }
+    traffic.stop().assert_nothing_lost();
+}
+
+/// A family's maps shrink to one entry when it is not served any more, and grow when it is again.
+#[test]
+fn families_come_and_go_without_breaking_a_connection_of_the_other() {
+    needs_root!();
+    let cluster = Cluster::new();
+    cluster.start(Build::Shipped).stop().unwrap();
+    let mut connection = HttpConnection::open(cluster.lab.pod("client").namespace(), V4.parse().unwrap()).unwrap();
+    connection.get().unwrap();
+    for (families, serves_v6) in [("IPv4", false), ("IPv4,IPv6", true)] {
+        let agent = cluster.spawn(Build::Shipped, &[], &["--ip-families", families]);
+        agent.wait_until_ready().unwrap();
+        agent.stop().unwrap();
+        connection.get().unwrap();
+        let v6 = http_get(cluster.lab.pod("client").namespace(), V6.parse().unwrap());
+        assert_eq!(v6.is_ok(), serves_v6, "{v6:?}");
+    }
+}
+
+#[test]
+fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goes_on() {
+    needs_root!();
+    let cluster = Cluster::new();
+    cluster.start(Build::Shipped).stop().unwrap();
+    let traffic = Traffic::start(&cluster);
+    for (flag, size, expected) in [
+        ("--max-backends", "1", "see --max-service-ports, --max-backends and --max-slots"),
+        ("--max-service-ports", "1", "SERVICE_NAMES has room for 1 entries, and there are more"),
+        ("--max-frontends", "1", "FRONTENDS_4 has room for 1 entries, and there are more"),
+    ] {
+        let agent = cluster.spawn(Build::Shipped, &[], &[flag, size]);
+        let Err(error) = agent.wait_until_ready() else { panic!("it runs with {flag} {size}") };
+        assert!(format!("{error:#}").contains(expected), "{error:#}");
+        traffic.go_on();
+    }
+    cluster.start(Build::Shipped).stop().unwrap();
+    cluster.assert_is_at_rest(Build::Shipped.layout());
+    traffic.stop().assert_nothing_lost();
+}
