@@ -71,7 +71,7 @@ impl Generator {
             20..26 if self.evicts => self.evict(model),
             26 => Operation::Collect,
             27..47 => self.exchange(model).unwrap_or(Operation::Collect),
-            47..52 => self.trial(model).unwrap_or(Operation::Collect),
+            47..58 => self.trial(model).unwrap_or(Operation::Collect),
             _ => Operation::Send(self.send(model)),
         }
     }
@@ -294,11 +294,14 @@ impl Generator {
     fn trial(&mut self, model: &Model) -> Option<Operation> {
         let services = &model.services;
         let suspects = model.health.entries().iter().filter(|(_, health)| health.suspect_since != 0);
-        let ports = suspects.filter_map(|(id, _)| services.backends.get(&(id.is_v6, id.id)));
+        let ports = suspects.filter_map(|(id, health)| {
+            let backend = services.backends.get(&(id.is_v6, id.id))?;
+            services.is_active(id.is_v6, id.id, health.generation).then_some(backend)
+        });
         let ports: Vec<_> = ports.filter_map(|backend| services.ports.get(&backend.service_port)).collect();
         let port = *self.rng.choice(&ports)?;
         let frontends: Vec<SocketAddr> = port.frontends.iter().copied().collect();
-        for _ in 0..3 {
+        for _ in 0..4 {
             let (interface, to) = (self.interface(), self.pick(&frontends));
             // Of a port that has no flow yet.
             let from = SocketAddr::new(pod(to.is_ipv4(), interface), 50_000 + self.rng.u16(..5000));

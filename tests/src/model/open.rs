@@ -99,13 +99,29 @@ impl Model {
         }
         let attempt = Attempt { number, ..Attempt::default() };
         let flow = Flow { attempt, ..packet.flow(opened, id, generation, service_port, now) };
-        self.add(Place::HalfOpen, from, &flow, now);
+        let place = self.place_for(packet, opened);
+        self.add(place, from, &flow, now);
         self.counts.backend(from.backend(id)).connections += 1;
         self.counts.note(if opened.hook == Hook::Hairpin { "hairpin flow opened" } else { "flow opened" });
         if let Some(number) = picked.probe {
             self.probe(from, service_port, number, &flow, now);
         }
         Ok(opened)
+    }
+
+    /// Where a new flow belongs. When its mirror is left in the table of those that have proved themselves, its client's half was
+    /// evicted there, and answers go by that mirror: it goes on there. A SYN begins anew.
+    fn place_for(&mut self, packet: &Packet<'_>, opened: Opened) -> Place {
+        let key = opened.to.swap();
+        if self.flows.get(key).is_none_or(|mirror| mirror.to != packet.tuple.swap()) {
+            return Place::HalfOpen;
+        }
+        if packet.is_first() {
+            self.flows.remove(key);
+            return Place::HalfOpen;
+        }
+        self.counts.note("evicted half of the client's added again");
+        Place::Flows
     }
 
     /// The first of the choices, from one on, that is not `except`, not suspect, and would be told from all other flows.

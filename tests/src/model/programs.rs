@@ -291,14 +291,16 @@ impl Model {
         }
     }
 
-    /// An entry whose other half is not there, or belongs to another. Mirrors of half-open flows are left alone by design.
+    /// An entry whose other half is not there, or belongs to another. Mirrors of half-open flows are left alone by design, and
+    /// a pod that sends what only a backend should makes a flow of its own in the place of one.
     #[must_use]
     pub fn single_half(&self) -> Option<(Tuple, Flow)> {
         let (flows, half_open) = (self.flows.entries(), self.half_open.entries());
         let is_alone =
             |(tuple, flow): &(&Tuple, &Flow)| flows.get(&flow.to.swap()).is_none_or(|other| other.to != tuple.swap());
         let is_alone_half_open = |(tuple, flow): &(&Tuple, &Flow)| {
-            flow.is_clients() && half_open.get(&flow.to.swap()).is_none_or(|other| other.to != tuple.swap())
+            let is_others = |other: &Flow| !other.is_clients() && other.to != tuple.swap();
+            flow.is_clients() && half_open.get(&flow.to.swap()).is_none_or(is_others)
         };
         let found = flows.iter().find(is_alone).or_else(|| half_open.iter().find(is_alone_half_open));
         found.map(|(tuple, flow)| (*tuple, *flow))
