@@ -9,9 +9,7 @@ use crate::{maps, settings};
 
 /// Whether a flow has ended, or has been idle for too long. `from` is what its packets look like, `to` what they become,
 /// `mirror` its half for the replies. So is a mirror that was left behind when the client's half went elsewhere.
-///
-/// A function of its own, so that the verifier forgets the many ways through it.
-#[inline(never)]
+#[inline(always)]
 pub fn is_over<A: Ip>(from: &Tuple<A>, to: &Tuple<A>, mirror: *const Flow<A>, now: u64) -> bool {
     let Some(flow) = maps::any_flow(from) else { return true };
     // SAFETY: map values, valid for the run of the program. Other CPUs may count packets there meanwhile: each field is

@@ -248,7 +248,9 @@ pub fn spare<A: Ip>(from: &Tuple<A>, attempt: u32) -> u16 {
 
 /// Whether no other flow that is alive owns the replies of `work.packet.tuple -> work.to`: one client port, two frontends,
 /// one backend. The entries of one that is over make room.
-#[inline(always)]
+///
+/// A function of its own: so the verifier forgets the many ways through it, and older kernels find the stack deep enough.
+#[inline(never)]
 pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
     let Some(present) = maps::any_flow(&work.key) else { return true };
