@@ -278,17 +278,16 @@ fn iperf3_sends_in_both_directions() {
     let _server = service.serve("iperf3", &["--server", "--port", "15201"]);
     service.each(|from, to| {
         for direction in [&[][..], &["--reverse"]] {
-            let report = loop {
+            // The server takes one client at a time, and may not be through with the one before.
+            let report = wait_until("iperf3's server is free", Duration::from_secs(30), || {
                 let mut iperf = from.command("iperf3");
                 iperf.args(["--client", &to.ip().to_string(), "--port", &to.port().to_string(), "--json"]);
                 let printed = run(iperf.args(["--bytes", "500M"]).args(direction));
                 let report: Value = serde_json::from_str(&printed).unwrap();
-                // The server takes one client at a time, and may not be through with the one before.
-                if !report["error"].as_str().is_some_and(|error| error.contains("busy")) {
-                    break report;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            };
+                let is_busy = report["error"].as_str().is_some_and(|error| error.contains("busy"));
+                (!is_busy).then_some(report)
+            })
+            .unwrap();
             // The end of the run is not waited for by the receiver, which has not read all by then.
             let received = &report["end"]["sum_received"];
             assert!(received["bytes"].as_u64().is_some_and(|bytes| bytes > 400_000_000), "{direction:?}: {report}");

@@ -143,8 +143,7 @@ fn a_backend_that_drains_keeps_its_flows_and_gets_no_more() {
 }
 
 fn is_syn(frame: &[u8]) -> bool {
-    let packet = packet::read(frame).unwrap();
-    packet.protocol == 6 && packet.transport[13] & 0x02 != 0
+    packet::read(frame).unwrap().tcp_flags().is_ok_and(|flags| flags == TcpFlags::SYN)
 }
 
 #[test]
