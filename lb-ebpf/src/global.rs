@@ -118,7 +118,7 @@ fn used(ctx: *mut __sk_buff) -> *mut __sk_buff {
     let ctx = {
         let mut ctx = ctx;
         // SAFETY: nothing is done.
-        unsafe { core::arch::asm!("{0} = {0}", inout(reg) ctx, options(nomem, nostack)) };
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) ctx, options(readonly, nostack)) };
         ctx
     };
     ctx
@@ -188,7 +188,7 @@ global! {
     pick(start: u32, len: u32, is_watched: u32) -> Result<Option<Hook>, Reason> = pick_4, pick_6,
         |ctx, work| open::pick(ctx, SlotRange { start, len }, is_watched != 0, work);
     /// See [`open::lead`].
-    lead(source_port: u32) -> Option<Hook> = lead_4, lead_6, |_ctx, work| open::lead(source_port as u16, work);
+    lead(source_port: u32) -> Option<Hook> = lead_4, lead_6, |_ctx, work| open::lead((source_port & 0xffff) as u16, work);
     /// See [`open::replies_are_free`].
     are_replies_free() -> bool = are_replies_free_4, are_replies_free_6, |_ctx, work| open::replies_are_free(work);
     /// See [`half_open::send_copy`].

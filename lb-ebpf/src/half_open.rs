@@ -225,6 +225,7 @@ fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
     let Some(half) = maps::flow(HalfOpen, &work.owner) else {
         // SAFETY: a map value, valid for the run of the program.
         return match maps::flow(Flows, &work.owner) {
+            // SAFETY: as above.
             Some(flow) => (unsafe { (*flow).to.swap() }) == work.packet.tuple,
             // It was evicted.
             None => true,
