@@ -53,6 +53,12 @@ impl core::fmt::Display for Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Zero<const N: usize>([u8; N]);
 
+impl<const N: usize> Default for Zero<N> {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl<const N: usize> Zero<N> {
     /// The only value.
     pub const ZERO: Self = Self([0; N]);

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_LISTEN, bpf
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Flow, Hook, Reason};
-use lb_common::{Family, Protocol};
+use lb_common::{Family, Protocol, Tuple};
 
 use crate::flow::now;
 use crate::ip::Ip;
@@ -30,6 +30,17 @@ pub struct SocketTuple<A> {
     destination_port: u16,
 }
 
+impl<A: Ip> SocketTuple<A> {
+    /// Becomes the tuple by which a reply looks for the socket that sends such packets.
+    #[inline(always)]
+    pub fn sends(&mut self, packet: &Tuple<A>) {
+        self.source = packet.destination;
+        self.destination = packet.source;
+        self.source_port = packet.destination_port.to_be();
+        self.destination_port = packet.source_port.to_be();
+    }
+}
+
 /// Id of the network namespace behind an interface; negative when it is not known.
 #[inline(always)]
 pub fn namespace_of(interface: u32) -> i32 {
@@ -39,12 +50,19 @@ pub fn namespace_of(interface: u32) -> i32 {
 /// Whether the pod has a socket that is connected as `work.to`, that is, without a service.
 #[inline(never)]
 pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
-    let Ok(namespace) = u32::try_from(work.namespace) else { return false };
-    // As a reply would look for it.
-    work.socket.source = work.to.destination;
-    work.socket.destination = work.to.source;
-    work.socket.source_port = work.to.destination_port.to_be();
-    work.socket.destination_port = work.to.source_port.to_be();
+    work.socket.sends(&work.to);
+    match (work.to.protocol, state_of_socket(ctx, work.to.protocol, work)) {
+        (_, None) => false,
+        (Protocol::Tcp, Some(state)) => !matches!(state, BPF_TCP_LISTEN | BPF_TCP_CLOSE),
+        // The others take what comes from anywhere.
+        (_, Some(state)) => state == BPF_TCP_ESTABLISHED,
+    }
+}
+
+/// The state of the pod's socket that is `work.socket`. `None`: there is none, or nobody can tell.
+#[inline(always)]
+pub fn state_of_socket<A: Ip>(ctx: &TcContext, protocol: Protocol, work: &mut Workspace<A>) -> Option<u32> {
+    let namespace = u32::try_from(work.namespace).ok()?;
     let size = match A::FAMILY {
         Family::V4 => 12,
         Family::V6 => 36,
@@ -53,21 +71,17 @@ pub fn is_dialled<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     let ctx = ctx.skb.skb.cast::<c_void>();
     // SAFETY: the tuple is as long as is said; a socket that is found is given back, and read before.
     unsafe {
-        let socket = match work.to.protocol {
+        let socket = match protocol {
             Protocol::Tcp => bpf_sk_lookup_tcp(ctx, tuple, size, u64::from(namespace), 0),
             Protocol::Udp => bpf_sk_lookup_udp(ctx, tuple, size, u64::from(namespace), 0),
-            Protocol::Sctp => return false,
+            Protocol::Sctp => return None,
         };
         if socket.is_null() {
-            return false;
+            return None;
         }
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        match work.to.protocol {
-            Protocol::Tcp => !matches!(state, BPF_TCP_LISTEN | BPF_TCP_CLOSE),
-            // The others take what comes from anywhere.
-            _ => state == BPF_TCP_ESTABLISHED,
-        }
+        Some(state)
     }
 }
 

@@ -49,8 +49,16 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         }
         remove_pair(work);
     }
-    if work.packet.tuple.destination == A::hairpin() && A::reply(ctx, Hook::HairpinReply as u32, work)? {
-        return translate(ctx, work, Hook::HairpinReply);
+    if work.packet.tuple.destination == A::hairpin() {
+        if A::reply(ctx, Hook::HairpinReply as u32, work)? {
+            return translate(ctx, work, Hook::HairpinReply);
+        }
+        // Nobody but a flow has this address, so there is nothing to wait for.
+        work.key = work.packet.tuple;
+        if A::restore(ctx, work) {
+            work.to = work.owner.swap();
+            return translate(ctx, work, Hook::HairpinReply);
+        }
     }
     let dialled = &work.packet.tuple;
     let Some(service_port) = maps::service_port_at(dialled.destination, dialled.destination_port, dialled.protocol)
@@ -115,6 +123,12 @@ fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<
 fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
     if work.packet.is_syn() && A::dial(ctx, work)? {
         return translate(ctx, work, Hook::FromPod);
+    }
+    if work.packet.is_refusal() {
+        work.key = work.packet.tuple.swap();
+        if A::restore(ctx, work) {
+            return Err(Reason::Restored);
+        }
     }
     if reason::is_refused(&work.packet.tuple.destination) {
         return A::refuse(ctx, work);

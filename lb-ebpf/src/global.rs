@@ -9,7 +9,7 @@ use lb_common::{Address4, Address6};
 use crate::icmp::{self, At};
 use crate::maps::{Maps as _, Workspace};
 use crate::packet::Next;
-use crate::{direct, half_open, open, refuse};
+use crate::{direct, half_open, open, refuse, restore};
 
 /// Reasons are numbered from here on.
 const REASON: u32 = 0x100;
@@ -193,6 +193,8 @@ global! {
     are_replies_free() -> bool = are_replies_free_4, are_replies_free_6, |_ctx, work| open::replies_are_free(work);
     /// See [`half_open::send_copy`].
     send_copy() -> () = send_copy_4, send_copy_6, |ctx, work| half_open::send_copy(ctx, work);
+    /// See [`restore::restore`].
+    restore() -> bool = restore_4, restore_6, |ctx, work| restore::restore(ctx, work);
     /// See [`direct::dial`].
     dial() -> Result<bool, Reason> = dial_4, dial_6, |ctx, work| direct::dial(ctx, work);
     /// See [`refuse::refuse`].

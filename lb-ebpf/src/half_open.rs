@@ -8,6 +8,7 @@ use aya_ebpf::programs::TcContext;
 use lb_common::Protocol;
 use lb_common::abi::{AffinityKey, Flow, Hook, Reason, attempt};
 
+use crate::atomic::compare_and_swap;
 use crate::flow::{account, now};
 use crate::ip::Ip;
 use crate::maps::Table::{Flows, HalfOpen};
@@ -266,32 +267,6 @@ fn claim<A: Ip>(half: *mut Flow<A>, own: u32) -> bool {
         }
         let found = compare_and_swap(word, seen, claimed);
         found == seen || found == claimed
-    }
-}
-
-/// Stores `new` in the place of `expected`, and nothing when there is something else. What was there.
-///
-/// # Safety
-/// The word must be valid for the run of the program.
-#[inline(always)]
-unsafe fn compare_and_swap(word: *mut u64, expected: u64, new: u64) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut found = expected;
-        // SAFETY: the caller's. The compiler's own would be the same, and it does not offer it for this target.
-        unsafe {
-            core::arch::asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) word, in(reg) new, inout("r0") found, options(nostack));
-        }
-        found
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: the caller's.
-    unsafe {
-        let found = word.read();
-        if found == expected {
-            word.write(new);
-        }
-        found
     }
 }
 

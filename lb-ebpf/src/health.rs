@@ -2,8 +2,8 @@
 
 use lb_common::abi::{Health, options, service_port_flags};
 
+use crate::atomic::add_one;
 use crate::ip::Ip;
-use crate::reason::add_one;
 use crate::select::Selected;
 use crate::{maps, settings};
 

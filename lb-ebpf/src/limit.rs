@@ -1,5 +1,6 @@
-//! How much more than translating a pod may make its node do.
+//! How much more than translating a pod may make its node do, and how much a service port.
 
+use crate::atomic::compare_and_swap;
 use crate::flow::now;
 use crate::{maps, settings};
 
@@ -22,6 +23,26 @@ pub fn allows(interface: u32) -> bool {
             return false;
         }
         (*bucket).tokens -= 1;
+    }
+    true
+}
+
+/// Whether a service port may open another flow at `now`, nanoseconds of `CLOCK_MONOTONIC`, which is counted then. CPUs that count
+/// in the same instant may let one more pass each.
+#[inline(always)]
+pub fn may_open(service_port: u32, now: u64) -> bool {
+    const SECOND: u64 = 1_000_000_000;
+    let Some((limit, budget)) = maps::budget_of(service_port) else { return true };
+    let word = budget.cast::<u64>();
+    let second = now / SECOND << 32;
+    // SAFETY: an array entry, valid for the run of the program; its two fields fill an aligned word.
+    unsafe {
+        let seen = word.read_volatile();
+        let opened = if seen >> 32 == second >> 32 { seen & 0xffff_ffff } else { 0 };
+        if opened >= u64::from(limit) {
+            return false;
+        }
+        compare_and_swap(word, seen, second | opened + 1);
     }
     true
 }

@@ -17,6 +17,7 @@
 #![expect(unreachable_pub, reason = "a program has no public interface")]
 
 mod affinity;
+mod atomic;
 mod direct;
 mod flow;
 mod fragment;
@@ -32,6 +33,7 @@ mod open;
 mod packet;
 mod reason;
 mod refuse;
+mod restore;
 mod rewrite;
 mod select;
 mod settings;

@@ -7,9 +7,9 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
-    PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange, SocketKey, SocketPeer,
-    TokenBucket, Vip, vip_flags,
+    Affinity, AffinityKey, Backend, BackendStats, Budget, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
+    Origin, OriginKey, PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange,
+    SocketKey, SocketPeer, TokenBucket, Vip, vip_flags,
 };
 use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 
@@ -32,6 +32,8 @@ static SLOTS: Array<SlotPair, 1, MMAPABLE> = Array::new();
 static SERVICE_NAMES: HashMap<u32, ServiceName, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static SERVICE_STATS: PerCpuArray<ServiceStats, 1> = PerCpuArray::new();
+#[btf_map]
+static BUDGETS: Array<Budget, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, PodInterface, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -59,6 +61,7 @@ pub trait Maps: Address {
     fn backend_stats() -> &'static PerCpuArray<BackendStats, 1>;
     fn flows(table: Table) -> &'static Lru<Tuple<Self>, Flow<Self>>;
     fn health() -> &'static Array<Health, 1, MMAPABLE>;
+    fn origins() -> &'static Hash<OriginKey<Self>, Origin<Self>>;
     fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity>;
     fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment>;
     fn sockets() -> &'static Lru<SocketKey<Self>, SocketPeer<Self>>;
@@ -106,7 +109,7 @@ pub struct Workspace<A> {
 }
 
 macro_rules! family {
-    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
+    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $origins:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
         #[btf_map]
         static $frontends: Hash<FrontendKey<$address>, Frontend> = HashMap::new();
         #[btf_map]
@@ -121,6 +124,8 @@ macro_rules! family {
         static $half_open: Lru<Tuple<$address>, Flow<$address>> = LruHashMap::new();
         #[btf_map]
         static $health: Array<Health, 1, MMAPABLE> = Array::new();
+        #[btf_map]
+        static $origins: Hash<OriginKey<$address>, Origin<$address>> = HashMap::new();
         #[btf_map]
         static $affinity: Lru<AffinityKey<$address>, Affinity> = LruHashMap::new();
         #[btf_map]
@@ -159,6 +164,10 @@ macro_rules! family {
                 &$health
             }
             #[inline(always)]
+            fn origins() -> &'static Hash<OriginKey<Self>, Origin<Self>> {
+                &$origins
+            }
+            #[inline(always)]
             fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity> {
                 &$affinity
             }
@@ -188,6 +197,7 @@ family!(
     FLOWS_4,
     HALF_OPEN_4,
     HEALTH_4,
+    ORIGINS_4,
     AFFINITY_4,
     FRAGMENTS_4,
     SOCKETS_4,
@@ -202,6 +212,7 @@ family!(
     FLOWS_6,
     HALF_OPEN_6,
     HEALTH_6,
+    ORIGINS_6,
     AFFINITY_6,
     FRAGMENTS_6,
     SOCKETS_6,
@@ -302,13 +313,31 @@ pub fn slots_of(service_port: u32) -> SlotRange {
     SlotRange { start: (word & 0xffff_ffff) as u32, len: (word >> 32) as u32 }
 }
 
-/// The other word of a service port: seconds of affinity, and flags.
+/// The second word of a service port: seconds of affinity, and flags.
 #[inline(always)]
 pub fn policy_of(service_port: u32) -> (u32, u32) {
     let Some(entry) = SERVICE_PORTS.get_ptr(service_port) else { return (0, 0) };
     // SAFETY: as above.
     let word = unsafe { (&raw const (*entry).affinity).cast::<u64>().read_volatile() };
     ((word & 0xffff_ffff) as u32, (word >> 32) as u32)
+}
+
+/// The third word of a service port: how many flows it may open each second, if it has a budget, and how many it has.
+#[inline(always)]
+pub fn budget_of(service_port: u32) -> Option<(u32, *mut Budget)> {
+    let entry = SERVICE_PORTS.get_ptr(service_port)?;
+    // SAFETY: as above.
+    let word = unsafe { (&raw const (*entry).budget).cast::<u64>().read_volatile() };
+    let limit = (word & 0xffff_ffff) as u32;
+    if limit == 0 { None } else { Some((limit, BUDGETS.get_ptr_mut(service_port)?)) }
+}
+
+/// One of the frontends that lead to a backend.
+#[inline(always)]
+pub fn origin<A: Maps>(key: &OriginKey<A>) -> Option<Origin<A>> {
+    count_lookup();
+    // SAFETY: copied at once.
+    unsafe { A::origins().get(key).copied() }
 }
 
 #[inline(always)]

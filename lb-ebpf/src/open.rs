@@ -4,13 +4,14 @@ use aya_ebpf::programs::TcContext;
 use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, attempt};
 use lb_common::{Protocol, Tuple, hash};
 
+use crate::atomic::add_one;
 use crate::flow::now;
 use crate::ip::Ip;
 use crate::maps::{Table, Workspace};
 use crate::packet::{self, Packet};
-use crate::reason::{self, add_one};
+use crate::reason;
 use crate::select::select;
-use crate::{affinity, direct, health, lifetime, maps, settings};
+use crate::{affinity, direct, health, lifetime, limit, maps, settings};
 
 /// How many choices a flow has, before it is given another source port than the client's, and how many of those. While half of the
 /// backends are suspect, all choices are so for one flow in 65,536.
@@ -131,6 +132,9 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
         return Err(reason::of_empty(flags));
     }
     work.now = now();
+    if !limit::may_open(service_port, work.now) {
+        return Err(Reason::Budget);
+    }
     work.client = AffinityKey { client: work.packet.tuple.source, service_port };
     let is_watched = slots.len > 1 && health::is_watched(flags);
     let had = affinity != 0 && affinity::stays(&work.client, affinity, work.now, &mut work.selected);

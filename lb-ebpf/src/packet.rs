@@ -277,6 +277,12 @@ impl<A: Ip> Packet<A> {
         })
     }
 
+    /// What answers a segment of no connection: a RST without ACK (RFC 9293 section 3.10.7.1), or an ABORT.
+    #[inline(always)]
+    pub const fn is_refusal(&self) -> bool {
+        self.flags & (tcp_flags::RST | tcp_flags::ACK) == tcp_flags::RST
+    }
+
     /// A backend's first segment of a TCP connection.
     #[inline(always)]
     pub const fn is_syn_ack(&self) -> bool {

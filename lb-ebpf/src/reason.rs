@@ -2,6 +2,7 @@
 
 use lb_common::abi::{Reason, options, service_port_flags};
 
+use crate::atomic::add_one;
 use crate::ip::Ip;
 use crate::{maps, settings};
 
@@ -30,22 +31,4 @@ pub fn service_drop(service_port: u32, reason: Reason) -> Reason {
         unsafe { add_one(&raw mut (*stats).drops) };
     }
     reason
-}
-
-/// Adds to a counter of this CPU at once: a packet may come in while a program at a socket runs.
-///
-/// # Safety
-/// The counter must be valid for the run of the program.
-#[inline(always)]
-pub unsafe fn add_one(counter: *mut u64) {
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: the caller's, and an aligned word.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1_u64, options(nostack));
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: the caller's.
-    unsafe {
-        *counter += 1;
-    }
 }

@@ -17,7 +17,7 @@ use crate::ip::Ip;
 use crate::open::count_connection;
 use crate::reason::{self, service_drop};
 use crate::select::{Selected, is_current, select};
-use crate::{affinity, maps, settings};
+use crate::{affinity, limit, maps, settings};
 
 /// How many choices a UDP socket has for a backend that it does not know by another virtual address yet: by the address of
 /// the backend it could not be told which of the two has answered.
@@ -157,6 +157,9 @@ fn choose<P: Place>(
     let key = AffinityKey { client: call.client(), service_port };
     let mut selected = Selected { id: 0, generation: 0, address: P::Address::default(), port: 0 };
     let now = now();
+    if !limit::may_open(service_port, now) {
+        return Err(service_drop(service_port, Reason::Budget));
+    }
     let stays = affinity != 0 && affinity::stays(&key, affinity, now, &mut selected);
     if !stays && !select_unknown(call, dialled, slots, choice, &mut selected) {
         return Err(service_drop(service_port, Reason::BadSlot));

@@ -18,8 +18,9 @@ pub use self::flow::{
 pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};
 pub use self::reason::Reason;
 pub use self::service::{
-    Backend, Backend4, Backend6, BackendState, Frontend, FrontendKey, FrontendKey4, FrontendKey6, Health, Scope,
-    ServicePort, SlotPair, SlotRange, TrafficPolicy, Vip, service_port_flags, vip_flags,
+    Backend, Backend4, Backend6, BackendState, Budget, Frontend, FrontendKey, FrontendKey4, FrontendKey6, Health,
+    ORIGINS, Origin, Origin4, Origin6, OriginKey, OriginKey4, OriginKey6, Scope, ServicePort, SlotPair, SlotRange,
+    TrafficPolicy, Vip, service_port_flags, vip_flags,
 };
 pub use self::settings::{IdleTimes, handover, options};
 pub use self::socket::{

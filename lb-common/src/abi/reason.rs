@@ -72,6 +72,11 @@ reasons! {
     /// A router or a host says that the backend of a half-open connection cannot be reached, and there are others. The client's next
     /// SYN goes to one of them.
     Unreachable = 13, "unreachable", true;
+    /// The service port has used up its flows of this second.
+    Budget = 14, "budget", true;
+    /// A pod's RST to a backend's reply that reached it untranslated, since the flow was lost: the flow is back, and the
+    /// backend sends again.
+    Restored = 15, "restored", true;
 }
 
 #[cfg(test)]

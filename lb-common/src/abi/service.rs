@@ -78,7 +78,7 @@ pub mod vip_flags {
 
 /// Value of `SERVICE_PORTS`.
 ///
-/// Two words of eight bytes, each replaced by one aligned store and read by one load. The store of the slots is the moment
+/// Three words of eight bytes, each replaced by one aligned store and read by one load. The store of the slots is the moment
 /// at which a new set of backends counts, at all frontends of the service port at once.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -89,9 +89,25 @@ pub struct ServicePort {
     pub affinity: u32,
     /// See [`service_port_flags`].
     pub flags: u32,
+    /// How many flows may be opened each second; 0 without a budget.
+    pub budget: u32,
+    /// Always zero.
+    pub reserved: Zero<4>,
 }
 
-const _: () = assert!(size_of::<ServicePort>() == 16);
+const _: () = assert!(size_of::<ServicePort>() == 24);
+
+/// Value of `BUDGETS`, by the id of a service port that has one. Replaced as a whole.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Budget {
+    /// Flows opened in `second`.
+    pub opened: u32,
+    /// Seconds of `CLOCK_MONOTONIC`.
+    pub second: u32,
+}
+
+const _: () = assert!(size_of::<Budget>() == 8);
 
 /// Bits of [`ServicePort::flags`].
 pub mod service_port_flags {
@@ -185,6 +201,54 @@ impl<A: Address> Backend<A> {
         generation as u64 | (state as u64) << 32
     }
 }
+
+/// Key of `ORIGINS_4` and `ORIGINS_6`: a backend as its replies name it, and the number of one of the frontends that lead to
+/// it. They are numbered from 0 on, without gaps but for the moment of a change.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]
+pub struct OriginKey<A> {
+    /// Address of the backend.
+    pub address: A,
+    /// Its port, in the byte order of the machine.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Which of the frontends.
+    pub number: u8,
+}
+
+/// Of IPv4.
+pub type OriginKey4 = OriginKey<Address4>;
+/// Of IPv6.
+pub type OriginKey6 = OriginKey<Address6>;
+
+plain!(OriginKey4, 8);
+plain!(OriginKey6, 20);
+
+/// Value of `ORIGINS_4` and `ORIGINS_6`: a frontend, from which a reply may have been dialled.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+pub struct Origin<A> {
+    /// Id of the backend, which knows its service port.
+    pub backend: u32,
+    /// The virtual address.
+    pub address: A,
+    /// Port, in the byte order of the machine.
+    pub port: u16,
+    /// Always zero.
+    pub reserved: Zero<2>,
+}
+
+/// Of IPv4.
+pub type Origin4 = Origin<Address4>;
+/// Of IPv6.
+pub type Origin6 = Origin<Address6>;
+
+plain!(Origin4, 12);
+plain!(Origin6, 24);
+
+/// How many frontends of a backend are looked at.
+pub const ORIGINS: u8 = 16;
 
 /// Value of `HEALTH_4` and `HEALTH_6`, by backend id: what the programs have seen of the backend. Several CPUs write it without
 /// care for each other: a failure may be lost.

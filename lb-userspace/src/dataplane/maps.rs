@@ -123,7 +123,7 @@ impl Maps {
     /// The slots of a service port and how it treats its clients.
     #[must_use]
     pub fn service_port(&self, id: u32) -> ServicePort {
-        let words = [0, 1].map(|word| self.service_ports.word(id, word).load(Ordering::Acquire));
+        let words = [0, 1, 2].map(|word| self.service_ports.word(id, word).load(Ordering::Acquire));
         ServicePort::read_from_bytes(words.as_bytes()).unwrap_or_default()
     }
 
@@ -202,9 +202,10 @@ impl Maps {
                 }
                 self.names.insert(service_port, name)?;
             }
-            &Write::Settings { service_port, settings: Settings { affinity, flags } } => {
+            &Write::Settings { service_port, settings: Settings { affinity, flags, budget } } => {
                 let word = u64::from(affinity) | u64::from(flags) << 32;
                 self.service_ports.word(service_port, 1).store(word, Ordering::Release);
+                self.service_ports.word(service_port, 2).store(budget.into(), Ordering::Release);
             }
             Write::Publish { service_port, slots } => {
                 let word: u64 = zerocopy::transmute!(*slots);

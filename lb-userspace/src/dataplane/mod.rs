@@ -44,8 +44,9 @@ pub use table::{Entry, Table};
 
 use aya::maps::MapInfo;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
-    PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
+    Affinity, AffinityKey, Backend, BackendStats, Budget, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
+    Health, Origin, OriginKey, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey,
+    SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -69,6 +70,8 @@ pub struct Sizes {
     pub unserved: Option<Family>,
 }
 
+/// Frontends of a backend, on average.
+const ORIGINS_PER_BACKEND: u32 = 4;
 /// Packets that came in fragments lately: each is forgotten soon.
 const FRAGMENTS: u32 = 8192;
 /// Interfaces that lead to pods.
@@ -86,6 +89,7 @@ struct Names {
     flows: &'static str,
     half_open: &'static str,
     health: &'static str,
+    origins: &'static str,
     affinity: &'static str,
     fragments: &'static str,
     sockets: &'static str,
@@ -102,6 +106,7 @@ impl Names {
                 flows: "FLOWS_4",
                 half_open: "HALF_OPEN_4",
                 health: "HEALTH_4",
+                origins: "ORIGINS_4",
                 affinity: "AFFINITY_4",
                 fragments: "FRAGMENTS_4",
                 sockets: "SOCKETS_4",
@@ -114,6 +119,7 @@ impl Names {
                 flows: "FLOWS_6",
                 half_open: "HALF_OPEN_6",
                 health: "HEALTH_6",
+                origins: "ORIGINS_6",
                 affinity: "AFFINITY_6",
                 fragments: "FRAGMENTS_6",
                 sockets: "SOCKETS_6",
@@ -151,6 +157,7 @@ impl Sizes {
             shape::<u32, SlotPair>("SLOTS", slots / 2),
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
+            shape::<u32, Budget>("BUDGETS", service_ports),
             shape::<u32, PodInterface>("INTERFACES", INTERFACES),
             shape::<u32, TokenBucket>("REFUSALS", REFUSALS),
             shape::<u32, u64>("REASONS", Reason::ALL.len() as u32),
@@ -160,7 +167,7 @@ impl Sizes {
         shapes
     }
 
-    fn shapes_of<A: Address>(&self) -> [MapShape; 10] {
+    fn shapes_of<A: Address>(&self) -> [MapShape; 11] {
         let or_one = |entries| if self.unserved == Some(A::FAMILY) { 1 } else { entries };
         let (frontends, backends) = (or_one(self.limits.frontends), or_one(self.limits.backends));
         let names = Names::of(A::FAMILY);
@@ -172,6 +179,7 @@ impl Sizes {
             shape::<Tuple<A>, Flow<A>>(names.flows, or_one(self.flows)),
             shape::<Tuple<A>, Flow<A>>(names.half_open, or_one(self.half_open)),
             shape::<u32, Health>(names.health, backends),
+            shape::<OriginKey<A>, Origin<A>>(names.origins, backends.saturating_mul(ORIGINS_PER_BACKEND)),
             shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
             shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
             shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, or_one(self.sockets)),

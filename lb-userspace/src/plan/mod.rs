@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,10 @@ pub struct ServicePortPlan {
     pub when_empty: WhenEmpty,
     /// How long a client stays with its backend after its last new connection; `None` without session affinity.
     pub affinity: Option<Duration>,
+    /// Whether backends that do not answer are treated as those that do.
+    pub ignores_failures: bool,
+    /// How many connections may be opened each second; `None` without a budget.
+    pub new_connections_per_second: Option<NonZeroU32>,
     /// Who may dial the addresses of the load balancer; empty: everybody. Those for which it is not empty are not among
     /// the frontends, since the data plane cannot tell clients apart yet.
     pub source_ranges: Vec<IpNet>,
@@ -219,7 +224,17 @@ fn plan_port(
         let (affinity, source_ranges) = (service.affinity, addresses.source_ranges.clone());
         let is_there = frontends.iter().any(|frontend| frontend.address == addresses.cluster_ip);
         let cluster_ip = is_there.then_some(addresses.cluster_ip);
-        let plan = ServicePortPlan { frontends, cluster_ip, backends, lingering, when_empty, affinity, source_ranges };
+        let plan = ServicePortPlan {
+            frontends,
+            cluster_ip,
+            backends,
+            lingering,
+            when_empty,
+            affinity,
+            ignores_failures: false,
+            new_connections_per_second: None,
+            source_ranges,
+        };
         service_ports.insert(name, plan);
     }
 }

@@ -22,6 +22,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -145,6 +146,8 @@ pub struct Settings {
     pub affinity: u32,
     /// See [`service_port_flags`].
     pub flags: u32,
+    /// How many flows may be opened each second; 0 without a budget.
+    pub budget: u32,
 }
 
 impl Settings {
@@ -154,7 +157,8 @@ impl Settings {
             flags: match wanted.when_empty {
                 WhenEmpty::Refuse => 0,
                 WhenEmpty::Drop => service_port_flags::DROP_WHEN_EMPTY,
-            },
+            } | if wanted.ignores_failures { service_port_flags::NO_PASSIVE_HEALTH } else { 0 },
+            budget: wanted.new_connections_per_second.map_or(0, NonZeroU32::get),
         }
     }
 }
@@ -312,7 +316,7 @@ impl State {
                 stray_names.push(id);
                 continue;
             };
-            let settings = Some(Settings { affinity: entry.affinity, flags: entry.flags });
+            let settings = Some(Settings { affinity: entry.affinity, flags: entry.flags, budget: entry.budget });
             service_ports.insert(name.clone(), ServicePort { id, slots: range, settings, ..ServicePort::default() });
             names.insert(id, name);
         }

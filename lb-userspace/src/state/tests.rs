@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_common::abi::{BackendState, TrafficPolicy};
+use lb_common::tuple::Zero;
 use proptest::prelude::*;
 
 use super::*;
@@ -112,8 +113,8 @@ impl Kernel {
     fn adopt(&mut self) -> State {
         self.write(&Write::Grace);
         let entry = |id| {
-            let Settings { affinity, flags } = self.settings.get(&id).copied().unwrap_or_default();
-            abi::ServicePort { slots: self.range(id), affinity, flags }
+            let Settings { affinity, flags, budget } = self.settings.get(&id).copied().unwrap_or_default();
+            abi::ServicePort { slots: self.range(id), affinity, flags, budget, reserved: Zero::ZERO }
         };
         let found = Found {
             service_ports: self.names.iter().map(|(&id, &name)| (id, name, entry(id))).collect(),
@@ -204,8 +205,9 @@ fn expected(plan: &Plan) -> Served {
             let addresses: Vec<_> = port.backends.iter().map(|backend| backend.address).collect();
             *vips.entry(frontend.address).or_default() |= u32::from(!addresses.is_empty());
             let affinity = port.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap());
-            let flags = u32::from(port.when_empty == plan::WhenEmpty::Drop);
-            frontends.insert(*frontend, (addresses, Settings { affinity, flags }));
+            let flags = u32::from(port.when_empty == plan::WhenEmpty::Drop) | u32::from(port.ignores_failures) << 1;
+            let budget = port.new_connections_per_second.map_or(0, NonZeroU32::get);
+            frontends.insert(*frontend, (addresses, Settings { affinity, flags, budget }));
         }
     }
     Served { frontends, vips }
@@ -351,7 +353,7 @@ fn settings_alone_cost_one_write_and_an_id_that_is_used_again_has_none_of_the_ol
         port.when_empty = plan::WhenEmpty::Drop;
     }
     let writes = apply(&mut state, &mut kernel, &changed);
-    let settings = Settings { affinity: 10_800, flags: service_port_flags::DROP_WHEN_EMPTY };
+    let settings = Settings { affinity: 10_800, flags: service_port_flags::DROP_WHEN_EMPTY, budget: 0 };
     assert_eq!(writes, [Write::Settings { service_port: 0, settings }]);
     assert_eq!(kernel.adopt().reconcile(&changed).writes, []);
 

@@ -11,6 +11,7 @@ use aya::maps::MapData;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, Reason, vip_flags};
+use lb_common::tuple::Zero;
 use lb_common::{Address4, Address6};
 use zerocopy::IntoBytes as _;
 
@@ -164,7 +165,7 @@ impl Kernel {
             let drop = if port.drop_when_empty { abi::service_port_flags::DROP_WHEN_EMPTY } else { 0 };
             let unwatched = if port.no_passive_health { abi::service_port_flags::NO_PASSIVE_HEALTH } else { 0 };
             let flags = drop | unwatched;
-            let value = abi::ServicePort { slots, affinity: port.affinity, flags };
+            let value = abi::ServicePort { slots, affinity: port.affinity, flags, budget: 0, reserved: Zero::ZERO };
             self.map("SERVICE_PORTS")?.update(&id.to_ne_bytes(), value.as_bytes())?;
         }
         Ok(())

@@ -1,0 +1,98 @@
+//! Flows that were lost while their backends speak.
+//!
+//! A reply without its flow reaches the pod untranslated, and the pod answers with a RST, since it has no such connection
+//! (RFC 9293 section 3.10.7.1). That RST is the moment to put the flow back: it goes no further, so the backend sends again,
+//! and this time is heard.
+
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_NEW_SYN_RECV, BPF_TCP_SYN_SENT};
+use aya_ebpf::programs::TcContext;
+use lb_common::Protocol;
+use lb_common::abi::{Hook, ORIGINS, Origin, OriginKey};
+
+use crate::flow::now;
+use crate::ip::Ip;
+use crate::maps::Table::Flows;
+use crate::maps::{self, Workspace};
+use crate::select::select;
+use crate::{direct, packet};
+
+/// Puts the flow back whose replies look like `work.key`, if the pod has it: `work.owner` is what the client sends then.
+#[inline(always)]
+pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
+    if work.packet.tuple.protocol == Protocol::Udp {
+        return false;
+    }
+    let is_hairpin = work.key.destination == A::hairpin();
+    if maps::any_flow(&work.key).is_some() {
+        return false;
+    }
+    work.now = now();
+    work.namespace = direct::namespace_of(packet::interface(ctx));
+    work.to = work.key.swap();
+    work.owner = work.to;
+    if is_hairpin {
+        work.owner.source = work.key.source;
+    }
+    let mut key =
+        OriginKey { address: work.key.source, port: work.key.source_port, protocol: work.key.protocol, number: 0 };
+    for number in 0..ORIGINS {
+        key.number = number;
+        let Some(origin) = maps::origin(&key) else { return false };
+        work.owner.destination = origin.address;
+        work.owner.destination_port = origin.port;
+        if put_back(ctx, &origin, is_hairpin, work) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Puts the flow back that `work.owner` has by this frontend, if there is one.
+#[inline(always)]
+fn put_back<A: Ip>(ctx: &TcContext, origin: &Origin<A>, is_hairpin: bool, work: &mut Workspace<A>) -> bool {
+    let half = maps::flow(Flows, &work.owner);
+    if let Some(half) = half {
+        // SAFETY: a map value, valid for the run of the program.
+        work.entry = unsafe { *half };
+        if work.entry.to != work.to {
+            return false;
+        }
+    } else {
+        let Some(backend) = maps::backend::<A>(origin.backend) else { return false };
+        // SAFETY: an array entry, valid for the run of the program.
+        (work.entry.generation, work.entry.service_port) = unsafe { ((*backend).generation, (*backend).service_port) };
+        if !is_open(ctx, origin.backend, work) {
+            return false;
+        }
+        work.entry.to = work.to;
+        work.entry.backend = origin.backend;
+        work.entry.hook = if is_hairpin { Hook::Hairpin } else { Hook::FromPod };
+        work.entry.fin = false;
+        work.entry.reset = false;
+        work.entry.established = true;
+        work.entry.packets = 0;
+        work.entry.bytes = 0;
+        work.entry.sequence = 0;
+        work.entry.attempt = 0;
+    }
+    work.entry.last_seen = work.now;
+    work.mirror = work.entry;
+    work.mirror.make_other_half(&work.owner);
+    maps::add_flow(Flows, &work.key, &work.mirror)
+        && (half.is_some() || maps::add_flow(Flows, &work.owner, &work.entry))
+}
+
+/// Whether the client has the connection `work.owner` open. Where its sockets cannot be looked at, whether it would have been
+/// given this backend.
+#[inline(always)]
+fn is_open<A: Ip>(ctx: &TcContext, backend: u32, work: &mut Workspace<A>) -> bool {
+    if work.namespace < 0 || work.owner.protocol != Protocol::Tcp {
+        let slots = maps::slots_of(work.entry.service_port);
+        return slots.len != 0 && select(&work.owner, slots, 0, &mut work.selected) && work.selected.id == backend;
+    }
+    work.socket.sends(&work.owner);
+    let state = direct::state_of_socket(ctx, Protocol::Tcp, work);
+    // One that is being opened sends its SYN again, and is led anew.
+    state
+        .is_some_and(|state| !matches!(state, BPF_TCP_LISTEN | BPF_TCP_CLOSE | BPF_TCP_SYN_SENT | BPF_TCP_NEW_SYN_RECV))
+}
