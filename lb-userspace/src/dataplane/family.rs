@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Health, Scope, SocketKey, SocketPeer, SocketSide, Vip,
+    FrontendKey, Health, Origin, OriginKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
@@ -27,6 +27,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    Origin<A>: Entry,
+    OriginKey<A>: Entry,
     SocketKey<A>: Entry,
     SocketPeer<A>: Entry,
     Tuple<A>: Entry,
@@ -36,6 +38,7 @@ where
     backends: SharedArray<Backend<A>>,
     backend_stats: PerCpuArray<MapData, [u64; 4]>,
     health: Table<u32, Health>,
+    origins: Table<OriginKey<A>, Origin<A>>,
     /// Flows, and their mirrors.
     pub flows: Table<Tuple<A>, Flow<A>>,
     /// Those of which it is not known yet whether both sides want them.
@@ -56,6 +59,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    Origin<A>: Entry,
+    OriginKey<A>: Entry,
     SocketKey<A>: Entry,
     SocketPeer<A>: Entry,
     Tuple<A>: Entry,
@@ -70,6 +75,7 @@ where
             flows: Table::open(pins, names.flows)?,
             half_open: Table::open(pins, names.half_open)?,
             health: Table::open(pins, names.health)?,
+            origins: Table::open(pins, names.origins)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
             sockets: Table::open(pins, names.sockets)?,
@@ -189,6 +195,7 @@ where
             used(&self.frontends)?,
             used(&self.vips)?,
             MapUse { name: self.names.backends, used: backends, size: self.backends.len() },
+            used(&self.origins)?,
             used(&self.flows)?,
             used(&self.half_open)?,
             used(&self.affinity)?,
@@ -240,6 +247,37 @@ where
     pub(super) fn remove_vip(&mut self, address: IpAddr) -> Result<()> {
         let address = self.address(address)?;
         self.vips.remove(&address)
+    }
+
+    /// By which frontends backends may have been dialled.
+    ///
+    /// # Errors
+    /// As [`Self::frontends`].
+    pub fn origins(&self) -> Result<Vec<(state::OriginKey, state::Origin)>> {
+        let dialled = |(key, origin): (OriginKey<A>, Origin<A>)| {
+            let OriginKey { address, port, protocol, number } = key;
+            let key = state::OriginKey { backend: SocketAddr::new(address.ip(), port), protocol, number };
+            let frontend = SocketAddr::new(origin.address.ip(), origin.port);
+            (key, state::Origin { backend: origin.backend, frontend })
+        };
+        Ok(self.origins.entries()?.into_iter().map(dialled).collect())
+    }
+
+    pub(super) fn write_origin(&mut self, origin: &state::OriginKey, dialled: &state::Origin) -> Result<()> {
+        let &state::Origin { backend, frontend } = dialled;
+        let (address, port) = (self.address(frontend.ip())?, frontend.port());
+        let key = self.origin_key(origin)?;
+        self.origins.insert(&key, &Origin { backend, address, port, reserved: Zero::ZERO })
+    }
+
+    pub(super) fn remove_origin(&mut self, origin: &state::OriginKey) -> Result<()> {
+        let key = self.origin_key(origin)?;
+        self.origins.remove(&key)
+    }
+
+    fn origin_key(&self, origin: &state::OriginKey) -> Result<OriginKey<A>> {
+        let &state::OriginKey { backend, protocol, number } = origin;
+        Ok(OriginKey { address: self.address(backend.ip())?, port: backend.port(), protocol, number })
     }
 
     fn key(&self, frontend: &plan::Frontend) -> Result<FrontendKey<A>> {

@@ -82,6 +82,7 @@ impl Maps {
             frontends: self.frontends()?,
             vips: [self.v4.vips()?, self.v6.vips()?].concat(),
             backends: self.backends()?,
+            origins: [self.v4.origins()?, self.v6.origins()?].concat(),
         })
     }
 
@@ -226,6 +227,14 @@ impl Maps {
             &Write::RemoveVip { address } => match Family::of(address) {
                 Family::V4 => self.v4.remove_vip(address)?,
                 Family::V6 => self.v6.remove_vip(address)?,
+            },
+            Write::Origin { origin, dialled } => match Family::of(origin.backend.ip()) {
+                Family::V4 => self.v4.write_origin(origin, dialled)?,
+                Family::V6 => self.v6.write_origin(origin, dialled)?,
+            },
+            Write::RemoveOrigin { origin } => match Family::of(origin.backend.ip()) {
+                Family::V4 => self.v4.remove_origin(origin)?,
+                Family::V6 => self.v6.remove_origin(origin)?,
             },
             Write::RemoveName { service_port } => self.names.remove(service_port)?,
         }

@@ -50,7 +50,7 @@ use lb_common::abi::{
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
-use crate::state::Limits;
+use crate::state::{Limits, ORIGINS_PER_BACKEND};
 
 /// How many entries the maps have: of those that there are for each family, each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +70,6 @@ pub struct Sizes {
     pub unserved: Option<Family>,
 }
 
-/// Frontends of a backend, on average.
-const ORIGINS_PER_BACKEND: u32 = 4;
 /// Packets that came in fragments lately: each is forgotten soon.
 const FRAGMENTS: u32 = 8192;
 /// Interfaces that lead to pods.
