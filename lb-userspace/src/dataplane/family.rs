@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Health, Origin, OriginKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
+    Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Detour, Flow, Fragment, FragmentKey,
+    Frontend, FrontendKey, Health, Origin, OriginKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
@@ -43,6 +43,8 @@ where
     pub flows: Table<Tuple<A>, Flow<A>>,
     /// Those of which it is not known yet whether both sides want them.
     pub half_open: Table<Tuple<A>, Flow<A>>,
+    /// Connections that are not where selection would lead them.
+    pub detours: Table<Tuple<A>, Detour>,
     /// Which client stays with which backend.
     pub affinity: Table<AffinityKey<A>, Affinity>,
     /// Ports of packets that came in fragments.
@@ -76,6 +78,7 @@ where
             half_open: Table::open(pins, names.half_open)?,
             health: Table::open(pins, names.health)?,
             origins: Table::open(pins, names.origins)?,
+            detours: Table::open(pins, names.detours)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
             sockets: Table::open(pins, names.sockets)?,
@@ -198,6 +201,7 @@ where
             used(&self.origins)?,
             used(&self.flows)?,
             used(&self.half_open)?,
+            used(&self.detours)?,
             used(&self.affinity)?,
             used(&self.fragments)?,
             used(&self.sockets)?,

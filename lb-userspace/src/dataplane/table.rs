@@ -5,9 +5,9 @@ use std::marker::PhantomData;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::abi::{
-    Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Flow4, Flow6, Fragment, FragmentKey4, FragmentKey6,
-    Frontend, FrontendKey4, FrontendKey6, Health, Origin4, Origin6, OriginKey4, OriginKey6, PodInterface, ServiceName,
-    ServicePort, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Vip,
+    Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Detour, Flow4, Flow6, Fragment, FragmentKey4,
+    FragmentKey6, Frontend, FrontendKey4, FrontendKey6, Health, Origin4, Origin6, OriginKey4, OriginKey6, PodInterface,
+    ServiceName, ServicePort, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Vip,
 };
 use lb_common::{Address4, Address6, Plain, Tuple4, Tuple6};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
@@ -44,6 +44,7 @@ entries!(
     Address4,
     Address6,
     Affinity,
+    Detour,
     Fragment,
     Frontend,
     Health,

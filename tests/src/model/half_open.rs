@@ -6,7 +6,7 @@
 use lb_common::Protocol;
 use lb_common::abi::{Hook, Reason};
 
-use super::flows::{Affinity, AffinityKey, Attempt, Flow, Tuple};
+use super::flows::{Affinity, AffinityKey, Attempt, Detour, Flow, Tuple};
 use super::open::Opened;
 use super::programs::{Model, Packet, Place};
 
@@ -88,6 +88,16 @@ impl Model {
                 self.flows.insert(key, half);
                 self.half_open.remove(key);
             }
+        }
+        if from.protocol == Protocol::Udp {
+            return;
+        }
+        if flow.attempt.number == 0 && flow.to.source.port() == from.source.port() {
+            self.detours.remove(from);
+        } else {
+            self.counts.note("detour noted");
+            let Flow { backend, generation, to, .. } = *flow;
+            self.detours.insert(from, Detour { backend, generation, source_port: to.source.port() });
         }
     }
 

@@ -1,6 +1,7 @@
 //! Flows that were lost while their backends speak: the pod's RST brings them back.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lb_common::Protocol;
 use lb_common::abi::{Family, Hook, Reason};
@@ -9,8 +10,8 @@ use viaduct_tests::needs_root;
 use viaduct_tests::packet::{self, TcpFlags};
 
 use super::{
-    both, count, destination, dropped, establish, flow_entries, forget_flows, maps, nets, passed, sent_back, serve,
-    source, table,
+    age_flows, both, count, destination, dropped, establish, flow_entries, forget_flows, maps, nets, passed, sent_back,
+    serve, source, table,
 };
 
 /// What a pod answers to a segment of no connection of its own.
@@ -153,5 +154,65 @@ fn an_association_comes_back_by_the_abort_of_the_pod() {
         assert_eq!(datapath.from_pod(refusal.clone()).unwrap(), dropped(refusal));
         let reply = datapath.to_pod(chunk(backend, net.client, data)).unwrap();
         assert_eq!(source(&reply.frame), net.sctp_vip());
+    }
+}
+
+#[test]
+fn a_connection_that_is_elsewhere_than_at_its_first_choice_is_found_again() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let mut detours = 0;
+        for port in 40_000..40_100 {
+            let client = net.client_at(port);
+            let syn = packet::tcp(client, net.vip, TcpFlags::SYN, b"");
+            let first = destination(&datapath.from_pod(syn.clone()).unwrap().frame);
+            age_flows(&mut datapath, &net, Duration::from_secs(1));
+            let second = destination(&datapath.from_pod(syn).unwrap().frame);
+            assert_ne!(first, second);
+            datapath.to_pod(packet::tcp(second, client, TcpFlags::SYN_ACK, b"")).unwrap();
+            let goes_on = packet::tcp(client, net.vip, TcpFlags::ACK, b"");
+            assert_eq!(destination(&datapath.from_pod(goes_on.clone()).unwrap().frame), second);
+            forget_flows(&mut datapath, &net);
+            assert_eq!(destination(&datapath.from_pod(goes_on.clone()).unwrap().frame), second, "from port {port}");
+            // And again, after it has proved itself once more.
+            datapath.to_pod(packet::tcp(second, client, TcpFlags::ACK, b"")).unwrap();
+            datapath.from_pod(goes_on.clone()).unwrap();
+            forget_flows(&mut datapath, &net);
+            assert_eq!(destination(&datapath.from_pod(goes_on.clone()).unwrap().frame), second, "from port {port}");
+            forget_flows(&mut datapath, &net);
+            // Another connection from that port is where selection leads it, and so is what is left of it.
+            let (_, new) = establish(&mut datapath, client, net.vip);
+            forget_flows(&mut datapath, &net);
+            assert_eq!(destination(&datapath.from_pod(goes_on).unwrap().frame), new, "from port {port}");
+            forget_flows(&mut datapath, &net);
+            detours += 1;
+        }
+        assert_eq!(detours, 100);
+    }
+}
+
+#[test]
+fn of_two_connections_from_one_port_each_finds_its_backend_again_whoever_speaks_first() {
+    needs_root!();
+    for (case, backends) in [("another backend", 2), ("another port", 1)] {
+        for net in nets() {
+            let mut datapath = Datapath::new().unwrap();
+            for (name, vip) in [("web", net.vip), ("other", net.other_vip)] {
+                datapath.serve(name, Protocol::Tcp, vip, &net.backends[..backends]).unwrap();
+            }
+            for port in 40_000..40_050 {
+                let client = net.client_at(port);
+                let first = establish(&mut datapath, client, net.vip);
+                let second = establish(&mut datapath, client, net.other_vip);
+                assert_ne!(first, second, "{case}");
+                forget_flows(&mut datapath, &net);
+                for (vip, expected) in [(net.other_vip, second), (net.vip, first)] {
+                    let sent = datapath.from_pod(packet::tcp(client, vip, TcpFlags::ACK, b"data")).unwrap();
+                    assert_eq!((source(&sent.frame), destination(&sent.frame)), expected, "{case}, from port {port}");
+                }
+                forget_flows(&mut datapath, &net);
+            }
+        }
     }
 }
