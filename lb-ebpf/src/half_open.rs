@@ -221,7 +221,7 @@ pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Re
             return Err(Reason::LateAnswer);
         }
         health::answered::<A>(work.found.backend, work.found.generation);
-        if !wins(work) {
+        if !wins(ctx, work) {
             return Err(Reason::LateAnswer);
         }
         stay(work);
@@ -234,9 +234,10 @@ pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Re
     Ok(true)
 }
 
-/// Whether no other backend has answered the flow of this mirror. The client's half then leads to this one.
+/// Whether this is an answer to the opening that goes on, and no other backend has answered that. The client's half then leads to
+/// this one.
 #[inline(always)]
-fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
+fn wins<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     work.owner = work.found.to.swap();
     let Some(half) = maps::flow(HalfOpen, &work.owner) else {
         // SAFETY: a map value, valid for the run of the program.
@@ -248,11 +249,15 @@ fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
         };
     };
     // SAFETY: a map value, valid for the run of the program.
-    let (was_answered, is_led_here) =
-        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple) };
+    let (was_answered, is_led_here, sequence) =
+        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple, (*half).sequence) };
     if was_answered {
         // Numbers of choices are the same in each opening.
         return is_led_here;
+    }
+    if work.packet.is_syn_ack() && work.packet.numbers(ctx).1.wrapping_sub(sequence) > ACKNOWLEDGED {
+        // To the SYN of an earlier one.
+        return false;
     }
     let is_claimed = claim(half, work.found.attempt);
     if is_claimed && !is_led_here {

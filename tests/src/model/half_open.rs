@@ -145,7 +145,7 @@ impl Model {
                 return Err(Reason::LateAnswer);
             }
             self.answered(key.backend(mirror.backend), mirror.generation);
-            if !self.wins(key, &mirror) {
+            if !self.wins(packet, &mirror) {
                 self.counts.note("answer too late");
                 return Err(Reason::LateAnswer);
             }
@@ -166,7 +166,8 @@ impl Model {
     }
 
     /// Whether no other backend has answered the flow of this mirror, whose client's half leads here from now on.
-    fn wins(&mut self, key: Tuple, mirror: &Flow) -> bool {
+    fn wins(&mut self, packet: &Packet<'_>, mirror: &Flow) -> bool {
+        let key = packet.tuple;
         let owner = mirror.to.swap();
         let Some(mut half) = self.half_open.get(owner) else {
             // It was promoted, perhaps with another backend; or it was evicted, and the client may tell.
@@ -175,6 +176,10 @@ impl Model {
         let is_led_here = half.to == key.swap();
         if half.attempt.is_answered {
             return is_led_here;
+        }
+        if packet.is_syn_ack() && packet.numbers().1.wrapping_sub(half.sequence) > ACKNOWLEDGED {
+            self.counts.note("answer to an earlier opening");
+            return false;
         }
         half.attempt = Attempt { is_answered: true, ..mirror.attempt };
         if !is_led_here {
