@@ -100,34 +100,32 @@ where
 
     fn health(&mut self, service_ports: &Table<u32, ServicePort>) -> Result<BackendHealth> {
         self.sum.suspects = 0;
-        let (mut walk, mut health_walk) = (Walk::default(), Walk::default());
-        loop {
-            let more = self.backends.read(&mut walk, BATCH)?;
-            self.health.read(&mut health_walk, BATCH)?;
-            // An entry that was never used is none: no protocol has the number 0.
-            let backends: Vec<_> = self.backends.batch(&walk).map(Result::ok).collect();
-            let healths: Vec<_> = self.health.batch(&health_walk).collect();
-            for (backend, health) in backends.iter().zip(healths) {
-                let (Some((id, backend)), (_, health)) = (backend, health?) else { continue };
+        let (mut walk, mut end, mut more) = (Walk::default(), 0, true);
+        // Ids are dense, the lowest free one is used first: behind one that was never used there is none.
+        while more && self.backend(end).is_some() {
+            more = self.health.read(&mut walk, BATCH)?;
+            let batch: Vec<_> = self.health.batch(&walk).collect();
+            for entry in batch {
+                let (id, health) = entry?;
+                end = id + 1;
                 // All others have never failed.
-                if health.generation == backend.generation {
-                    self.count(*id, backend, &health, service_ports)?;
+                if health.generation != 0 {
+                    self.count(id, &health, service_ports)?;
                 }
             }
-            // Ids are dense, the lowest free one is used first.
-            if !more || backends.iter().all(Option::is_none) {
-                return Ok(self.sum);
-            }
         }
+        Ok(self.sum)
     }
 
-    fn count(
-        &mut self,
-        id: u32,
-        backend: &Backend<A>,
-        health: &Health,
-        service_ports: &Table<u32, ServicePort>,
-    ) -> Result<()> {
+    /// None where the id was never used: no protocol has the number 0.
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        self.backends.get(&id).ok().flatten()
+    }
+
+    fn count(&mut self, id: u32, health: &Health, service_ports: &Table<u32, ServicePort>) -> Result<()> {
+        let Some(backend) = self.backend(id).filter(|backend| backend.generation == health.generation) else {
+            return Ok(());
+        };
         let stats = backend_stats(&self.stats, id)?;
         let before = self.counted.insert(id, (backend.generation, stats));
         let before = before.filter(|(generation, _)| *generation == backend.generation).unwrap_or_default().1;
