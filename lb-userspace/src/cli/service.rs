@@ -121,7 +121,7 @@ struct BackendRow {
     /// Part of the service's new connections that it gets while all backends answer, 0 to 1.
     share: f64,
     connections: u64,
-    /// How many SYNs it has left unanswered.
+    /// How many SYNs it has left unanswered, or could not be reached by.
     failures: u64,
     /// How many new connections have passed it over.
     skipped: u64,

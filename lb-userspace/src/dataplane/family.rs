@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Health, Scope, SocketKey, SocketPeer, SocketSide, Vip, service_port_flags,
+    FrontendKey, Health, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
@@ -254,12 +254,6 @@ pub(super) fn backend_stats(map: &PerCpuArray<MapData, [u64; 4]>, backend: u32) 
     let per_cpu = map.get(&backend, 0)?;
     let sum = |field: usize| per_cpu.iter().map(|values| values[field]).sum();
     Ok(BackendStats { connections: sum(0), failures: sum(1), skipped: sum(2), recoveries: sum(3) })
-}
-
-/// Since when a backend of this generation is passed over, where its service port has these flags.
-pub(super) fn suspect_since(health: &Health, generation: u32, flags: u32) -> Option<u64> {
-    let is_suspect = health.suspect_since != 0 && health.generation == generation;
-    (is_suspect && flags & service_port_flags::NO_PASSIVE_HEALTH == 0).then_some(health.suspect_since)
 }
 
 fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> Result<MapUse> {

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use aya::maps::{MapData, PerCpuArray};
-use lb_common::abi::{Backend, BackendState, BackendStats, Family, Health, Reason, ServicePort};
+use lb_common::abi::{Backend, BackendState, BackendStats, Family, Health, Reason, ServicePort, service_port_flags};
 use lb_common::{Address, Address4, Address6};
 
-use super::family::{backend_stats, suspect_since};
+use super::family::backend_stats;
 use super::maps::per_cpu;
 use super::{Entry, Names, Pins, Table, Walk};
 
@@ -138,4 +138,10 @@ where
         }
         Ok(())
     }
+}
+
+/// Since when a backend of this generation is passed over, where its service port has these flags.
+pub(super) fn suspect_since(health: &Health, generation: u32, flags: u32) -> Option<u64> {
+    let is_suspect = health.suspect_since != 0 && health.generation == generation;
+    (is_suspect && flags & service_port_flags::NO_PASSIVE_HEALTH == 0).then_some(health.suspect_since)
 }

@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::shared_array::SharedArray;
 use super::table::Table;
-use super::{FamilyMaps, Pins, family};
+use super::{FamilyMaps, Pins, figures};
 use crate::plan::Frontend;
 use crate::state::{Backend, Found, Limits, Settings, Write};
 
@@ -128,7 +128,7 @@ impl Maps {
             Family::V6 => self.v6.health(id)?,
         };
         let flags = self.service_port(backend.service_port).flags;
-        Ok(family::suspect_since(&health, backend.generation, flags))
+        Ok(figures::suspect_since(&health, backend.generation, flags))
     }
 
     /// Names of the service ports, by id.

@@ -50,7 +50,7 @@ impl Targets {
             )?,
             failures: add.counters(
                 "viaduct_backend_failures_total",
-                "SYNs that backends have left unanswered until the client sent them again.",
+                "How many times a backend has left a SYN unanswered until it came again, or could not be reached.",
                 &[FAMILY],
             )?,
             skipped: add.counters(
