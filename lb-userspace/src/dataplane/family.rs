@@ -165,9 +165,7 @@ where
     /// # Errors
     /// When the map cannot be read.
     pub fn backend_stats(&self, backend: u32) -> Result<BackendStats> {
-        let per_cpu = self.backend_stats.get(&backend, 0)?;
-        let sum = |field: usize| per_cpu.iter().map(|values| values[field]).sum();
-        Ok(BackendStats { connections: sum(0), failures: sum(1), skipped: sum(2), recoveries: sum(3) })
+        backend_stats(&self.backend_stats, backend)
     }
 
     /// What the programs have seen of a backend.
@@ -292,6 +290,12 @@ where
     fn address(&self, address: IpAddr) -> Result<A> {
         A::new(address).with_context(|| format!("{address} is not of the family of {}", self.names.frontends))
     }
+}
+
+pub(super) fn backend_stats(map: &PerCpuArray<MapData, [u64; 4]>, backend: u32) -> Result<BackendStats> {
+    let per_cpu = map.get(&backend, 0)?;
+    let sum = |field: usize| per_cpu.iter().map(|values| values[field]).sum();
+    Ok(BackendStats { connections: sum(0), failures: sum(1), skipped: sum(2), recoveries: sum(3) })
 }
 
 fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> Result<MapUse> {

@@ -30,7 +30,7 @@ mod test_hooks;
 pub use carry::take_over;
 pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
-pub use figures::Figures;
+pub use figures::{BackendHealth, Figures};
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
