@@ -30,8 +30,8 @@ pub fn is_suspect<A: Ip>(selected: &Selected<A>) -> bool {
     unsafe { (*health).suspect_since != 0 && (*health).generation == selected.generation }
 }
 
-/// Whether a process should not be led to a backend: it is suspect, and the packets of pods have found it so a moment ago. Nothing
-/// tries a backend for processes, so what has not been seen for longer says nothing.
+/// Whether a process should not be led to a backend: it is suspect, and was found so a moment ago. Nothing tries a backend
+/// for processes but their own connections, so what has not been seen for longer says nothing.
 #[inline(always)]
 pub fn is_suspect_lately<A: Ip>(selected: &Selected<A>, now: u64) -> bool {
     let Some(health) = maps::health::<A>(selected.id) else { return false };
@@ -76,9 +76,11 @@ pub fn failed<A: Ip>(backend: u32, generation: u32, now: u64) {
             *health = Health { generation, ..Health::default() };
         }
         (*health).failures += 1;
-        if (*health).failures >= FAILURES && (*health).suspect_since == 0 {
+        if (*health).failures >= FAILURES {
             (*health).probed = now;
-            (*health).suspect_since = now;
+            if (*health).suspect_since == 0 {
+                (*health).suspect_since = now;
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! what it dials leads to the backend, so that it stays there, and the backend leads to what it dials ([`SocketSide`]).
 
 mod call;
+mod events;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use lb_common::Protocol;
@@ -13,6 +14,7 @@ use lb_common::tuple::Zero;
 
 use self::call::Peer;
 pub use self::call::{Call, Mapped, Place, V4, V6, is_mapped};
+pub use self::events::event;
 use crate::flow::now;
 use crate::ip::Ip;
 use crate::open::count_connection;

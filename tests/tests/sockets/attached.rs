@@ -140,7 +140,7 @@ fn status_says_whose_sockets_are_served_and_where() {
     cluster.node().start_agent().unwrap();
     let text = cluster.node().viaduct(&["status"]).unwrap();
     let line = text.lines().find(|line| line.starts_with("Sockets:")).unwrap();
-    assert!(line.contains("host, 8 programs at /sys/fs/cgroup"), "{line}");
+    assert!(line.contains("host, 9 programs at /sys/fs/cgroup"), "{line}");
     assert!(text.lines().any(|line| line.starts_with("connect4 ")), "{text}");
     let json = status(cluster.node());
     assert!(json["sockets"]["cgroup"].as_str().unwrap().starts_with("/sys/fs/cgroup"), "{json}");
