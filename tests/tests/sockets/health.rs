@@ -22,6 +22,12 @@ fn failed(namespace: &Namespace, vip: SocketAddr) -> usize {
     })
 }
 
+/// The link to a backend on the other node, from there.
+fn be(cluster: &Cluster, state: &str) {
+    let interface = cluster.lab.pod("backend3").interface();
+    cluster.lab.node("node2").namespace().ip(&format!("link set {interface} {state}")).unwrap();
+}
+
 fn suspects(cluster: &Cluster) -> Vec<String> {
     let listed = cluster.node().viaduct(&["backend", "list", "-o", "json"]).unwrap();
     let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap();
@@ -33,7 +39,7 @@ fn suspects(cluster: &Cluster) -> Vec<String> {
 fn a_backend_that_pods_find_silent_gets_no_connections_of_processes() {
     needs_root!();
     let cluster = Cluster::new();
-    cluster.lab.pod("backend3").namespace().ip("link set eth0 down").unwrap();
+    be(&cluster, "down");
     for way in [Way::V4, Way::V6] {
         let web = way.vip(WEB.0, WEB.1);
         assert_eq!(
@@ -50,15 +56,14 @@ fn a_backend_that_pods_find_silent_gets_no_connections_of_processes() {
 fn what_processes_find_out_by_themselves_spares_the_next_ones() {
     needs_root!();
     let cluster = Cluster::new();
-    let silent = cluster.lab.pod("backend3").namespace();
     for way in Way::ALL {
         let web = way.vip(WEB.0, WEB.1);
-        silent.ip("link set eth0 down").unwrap();
+        be(&cluster, "down");
         let node = cluster.node().namespace();
         assert!(failed(node, web) >= 3, "{way:?}: a socket stays with its backend");
         assert_eq!(failed(node, web), 0, "{way:?}");
         assert_eq!(suspects(&cluster).len(), 1, "{way:?}");
-        silent.ip("link set eth0 up").unwrap();
+        be(&cluster, "up");
         // It answers to pods, so it is a good one again.
         viaduct_tests::wait_until("the backend is back", Duration::from_secs(20), || {
             failed(cluster.lab.pod("client").namespace(), web);
