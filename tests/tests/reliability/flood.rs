@@ -9,7 +9,7 @@ use viaduct_tests::traffic::{Arrivals, Flood, Flooded, Opening};
 use super::cluster::{CONNECTIONS, Cluster, FLOODED, SHOP, WEB, shown, vips};
 use super::promises::{FLOOD, factor};
 
-const LENGTH: Duration = Duration::from_secs(10);
+const LENGTH: Duration = Duration::from_secs(5);
 /// Room for what stays, many times, and little for a flood.
 const FLOWS: &str = "16384";
 /// So long that the flood fills the table several times between two requests, and also until an answer comes.

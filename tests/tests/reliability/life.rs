@@ -18,9 +18,9 @@ use self::tables::Tables;
 use super::cluster::{INTERVAL, WEB, manifests, serve, shown, vips};
 use super::promises::{LIFE, MEMORY, factor, seed};
 
-const LENGTH: Duration = Duration::from_secs(60);
+const LENGTH: Duration = Duration::from_secs(20);
 /// In the last part no agent is killed, so that one lives long enough to show what it leaks.
-const LAST: Duration = Duration::from_secs(20);
+const LAST: Duration = Duration::from_secs(8);
 /// What never changes has these connections, and so many new ones a second.
 const CONNECTIONS: usize = 100;
 const PER_SECOND: u32 = 20;

@@ -9,9 +9,9 @@ use viaduct_tests::traffic::{KubeProxy, Outcome, flush_flows};
 use super::cluster::{Cluster, INTERVAL, shown};
 use super::promises::{LOST_STATE, factor};
 
-const LENGTH: Duration = Duration::from_secs(60);
+const LENGTH: Duration = Duration::from_secs(10);
 /// For figures that are only to compare with; kube-proxy's connections are all broken before.
-const SHORT: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_secs(5);
 /// So that a flush often comes between a request and its answer.
 const SLOW: Duration = Duration::from_millis(250);
 

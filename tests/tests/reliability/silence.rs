@@ -14,8 +14,8 @@ const PER_SECOND: u32 = 200;
 /// Two retransmissions of a SYN come within this, after 1 s and after 2 s or 3 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 const BEFORE: Duration = Duration::from_secs(3);
-const SILENCE: Duration = Duration::from_secs(15);
-const AFTER: Duration = Duration::from_secs(8);
+const SILENCE: Duration = Duration::from_secs(8);
+const AFTER: Duration = Duration::from_secs(6);
 const BACKENDS: [&str; 3] = ["backend1", "backend2", "backend3"];
 /// The number of the server on the node that goes silent.
 const SILENT: u64 = 3;

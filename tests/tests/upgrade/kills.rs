@@ -1,4 +1,4 @@
-//! The agent is killed at each step of taking over, one after the other. Whatever is there then works, and the next agent goes on
+//! The agent is killed at steps of taking over, one after the other. Whatever is there then works, and the next agent goes on
 //! from it: of the new layout, which completes what was begun, or of the old one, which undoes it.
 
 use viaduct_tests::{Build, needs_root};
@@ -24,6 +24,12 @@ fn so_does_one_without_tcx() {
 /// What is large has nothing to do with it, and takes its time.
 const SMALL: [&str; 4] = ["--max-slots", "65536", "--max-backends", "1024"];
 
+/// Of so many steps one is tried, another one each time: all of them take a quarter of an hour.
+fn every() -> usize {
+    let every = std::env::var("VIADUCT_UPGRADE_STEPS").map(|text| text.parse());
+    every.map_or(8, |every| every.expect("VIADUCT_UPGRADE_STEPS is a whole number"))
+}
+
 fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
     let start = |build| {
         let agent = cluster.spawn(build, environment, &SMALL);
@@ -34,7 +40,9 @@ fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
     let (mut present, mut wanted) = (Build::Hooked, Build::Other);
     start(present);
     let traffic = Traffic::start(cluster);
-    let mut step = 0;
+    let every = every();
+    let mut step = fastrand::usize(..every);
+    println!("VIADUCT_UPGRADE_STEPS={every}, the first is {}", step + 1);
     loop {
         step += 1;
         let kill = || {
@@ -58,6 +66,7 @@ fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
         start(wanted);
         traffic.go_on();
         (present, wanted) = (wanted, present);
+        step += every - 1;
     }
     println!("{} steps", step - 1);
     traffic.stop().assert_nothing_lost();
