@@ -123,7 +123,7 @@ fn promote<A: Ip>(work: &mut Workspace<A>) {
 /// Remembers where a connection is that is not where selection would lead it.
 #[inline(always)]
 fn note_detour<A: Ip>(tuple: &Tuple<A>, flow: &Flow<A>) {
-    if flow.attempt & attempt::NUMBER == 0 && flow.to.source_port == tuple.source_port {
+    if !flow.is_detour(tuple) {
         // Of an earlier connection with these ports.
         return maps::remove_detour(tuple);
     }

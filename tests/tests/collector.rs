@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use aya::maps::{Map, MapData};
 use lb_common::abi::{
-    Affinity, AffinityKey, AffinityKey6, Flow, Flow4, Fragment, FragmentKey, FragmentKey4, Hook, IdleTimes,
+    Affinity, AffinityKey, AffinityKey6, Detour, Flow, Flow4, Fragment, FragmentKey, FragmentKey4, Hook, IdleTimes,
 };
 use lb_common::tuple::{InterfaceIndex, Zero};
 use lb_common::{Address, Address4, Address6, Plain as _, Protocol, Tuple, Tuple4};
@@ -275,6 +275,29 @@ fn affinity_and_fragments_expire_and_an_entry_that_is_none_does_not_keep_them() 
     assert_eq!(affinity.count().unwrap(), 0);
     let left: Vec<_> = fragments.entries().unwrap().into_iter().map(|(key, _)| key.id).collect();
     assert_eq!(left, [1]);
+}
+
+#[test]
+fn a_detour_goes_with_its_flow_and_stays_where_that_was_lost() {
+    needs_root!();
+    let maps = Maps::new(1 << 12);
+    let flows = maps.table::<Tuple4, Flow4>("FLOWS_4");
+    let detours = maps.table::<Tuple4, Detour>("DETOURS_4");
+    let detour = Detour { backend: 1, generation: 1, source_port: 61_000, reserved: Zero::ZERO };
+    // Idle for too long; in use; lost, but for its mirror.
+    let [over, used, lost] =
+        [(1, 700), (2, 1), (3, 700)].map(|(number, age)| pair::<Address4>(number, Protocol::Tcp, age));
+    for [(key, flow), mirror] in [over, used, lost] {
+        detours.insert(&key, &detour).unwrap();
+        flows.insert(&mirror.0, &mirror.1).unwrap();
+        if key != lost[0].0 {
+            flows.insert(&key, &Flow { attempt: 1, ..flow }).unwrap();
+        }
+    }
+    let mut collector = maps.collector();
+    (0..5).for_each(|_| drop(round(&mut collector).unwrap()));
+    let left: Vec<_> = detours.entries().unwrap().into_iter().map(|(key, _)| key).collect();
+    assert!(left.len() == 2 && left.contains(&used[0].0) && left.contains(&lost[0].0), "{left:?}");
 }
 
 fn at(address: &str) -> SocketAddr {

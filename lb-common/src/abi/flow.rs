@@ -85,6 +85,12 @@ impl<A: Address> Flow<A> {
     /// In [`Flow::backend`]: none.
     pub const NO_BACKEND: u32 = u32::MAX;
 
+    /// Whether it is elsewhere than the first choice of its packets, which look like `key`, leads. Of the client's half.
+    #[inline(always)]
+    pub const fn is_detour(&self, key: &Tuple<A>) -> bool {
+        self.attempt & attempt::NUMBER != 0 || self.to.source_port != key.source_port
+    }
+
     /// Turns a half of a flow into the other one, which has seen no packet yet. `key` is that of the present half. Beside a
     /// half for replies, that of the client counts as established.
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendState, Flow, Fragment, FragmentKey, IdleTimes, ServicePort,
+    Affinity, AffinityKey, Backend, BackendState, Detour, Flow, Fragment, FragmentKey, IdleTimes, ServicePort,
 };
 use lb_common::{Address, Protocol, Tuple};
 
@@ -34,6 +34,7 @@ where
 {
     table: Table<Tuple<A>, Flow<A>>,
     backends: Table<u32, Backend<A>>,
+    detours: Table<Tuple<A>, Detour>,
     walk: Walk,
     met: BTreeMap<Protocol, u64>,
     is_half_open: bool,
@@ -60,6 +61,7 @@ where
         Ok(Self {
             table: Table::open(pins, name)?,
             backends: Table::open(pins, Names::of(A::FAMILY).backends)?,
+            detours: Table::open(pins, Names::of(A::FAMILY).detours)?,
             walk: Walk::default(),
             met: BTreeMap::new(),
             is_half_open,
@@ -119,6 +121,10 @@ where
                     let cause = if self.is_half_open && cause == Cause::Single { Cause::Expired } else { cause };
                     if self.remove((&key, &entry), other.map(|other| (&other_key, other)))? {
                         *tick.collected.entry(cause).or_default() += 1;
+                        // One that was lost may be asked for yet.
+                        if cause != Cause::Single && is_clients(&entry) && entry.is_detour(&key) {
+                            self.detours.remove(&key)?;
+                        }
                     }
                 }
                 // Its flow may just have been removed, with the other half.
