@@ -26,7 +26,7 @@ impl Build {
     pub fn path(self) -> PathBuf {
         static BUILT: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
         match self {
-            Self::Shipped => agent::binary().unwrap(),
+            Self::Shipped => agent::binary().expect("the program is built"),
             Self::Hooked => BUILT[0].get_or_init(|| build("viaduct-hooked", "test-hooks")).clone(),
             Self::Other => BUILT[1].get_or_init(|| build("viaduct-other", "test-hooks,other-layout")).clone(),
         }
@@ -46,6 +46,7 @@ impl Build {
 fn build(name: &str, features: &str) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--locked", "--package", "lb-userspace", "--bin", name, "--features", features]);
-    command::run(cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())).unwrap();
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("debug").join(name)
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target");
+    command::run(cargo.current_dir(env!("CARGO_MANIFEST_DIR"))).expect("the program can be built");
+    target.join("debug").join(name)
 }

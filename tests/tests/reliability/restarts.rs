@@ -19,7 +19,7 @@ const DATAGRAMS_PER_SECOND: u32 = 250;
 #[test]
 fn a_thousand_connections_outlive_agents_that_are_killed_at_random_moments_and_another_layout() {
     needs_root!();
-    Build::Other.path();
+    println!("another layout: {}", Build::Other.path().display());
     let mut random = Rng::with_seed(seed());
     let mut ready = 0;
     no_packet_is_lost(|node, mut agent| {
