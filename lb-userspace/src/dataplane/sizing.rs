@@ -179,21 +179,21 @@ mod tests {
     #[test]
     fn sizes_follow_the_memory_as_documented() {
         // docs/operations.md has this table.
-        for (gib, flows, fourth, is_small) in [
-            (0.5, 16_384, 4_096, true),
-            (1.9, 32_768, 8_192, true),
-            (3.8, 65_536, 16_384, false),
-            (7.7, 131_072, 32_768, false),
-            (15.5, 262_144, 65_536, false),
-            (31.2, 524_288, 131_072, false),
-            (62.7, 1_048_576, 262_144, false),
-            (125.0, 2_097_152, 524_288, false),
-            (4000.0, 2_097_152, 524_288, false),
+        for (mib, flows, fourth, is_small) in [
+            (500, 16_384, 4_096, true),
+            (1_950, 32_768, 8_192, true),
+            (3_900, 65_536, 16_384, false),
+            (7_900, 131_072, 32_768, false),
+            (15_900, 262_144, 65_536, false),
+            (32_000, 524_288, 131_072, false),
+            (64_300, 1_048_576, 262_144, false),
+            (128_000, 2_097_152, 524_288, false),
+            (4_000_000, 2_097_152, 524_288, false),
         ] {
-            let sizes = sizes((gib * GIB as f64) as u64);
+            let sizes = sizes(mib << 20);
             assert_eq!((sizes.flows, sizes.half_open, sizes.affinity, sizes.sockets), (flows, fourth, fourth, fourth));
-            assert_eq!(sizes.limits.backends, if is_small { 32_768 } else { 131_072 }, "{gib} GiB");
-            assert_eq!(sizes.limits.slots, if is_small { 1 << 21 } else { 1 << 23 }, "{gib} GiB");
+            assert_eq!(sizes.limits.backends, if is_small { 32_768 } else { 131_072 }, "{mib} MiB");
+            assert_eq!(sizes.limits.slots, if is_small { 1 << 21 } else { 1 << 23 }, "{mib} MiB");
         }
     }
 

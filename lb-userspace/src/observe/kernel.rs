@@ -16,6 +16,7 @@ pub(super) struct Kernel {
 pub(super) struct Targets {
     pub(super) entries: IntGaugeVec,
     pub(super) max_entries: IntGaugeVec,
+    pub(super) full: IntGaugeVec,
     pub(super) dropped: IntCounterVec,
     pub(super) passed: IntCounterVec,
 }

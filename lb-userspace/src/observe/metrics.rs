@@ -100,6 +100,11 @@ impl Metrics {
                 &["map"],
             )?,
             max_entries: add.gauges("viaduct_map_max_entries", "Entries that a map has room for.", &["map"])?,
+            full: add.gauges(
+                "viaduct_map_full",
+                "1 while a map turns away what comes, or gives it the places of what was used least.",
+                &["map"],
+            )?,
             dropped: add.counters("viaduct_dropped_packets_total", "Packets dropped, by reason.", &["reason"])?,
             passed: add.counters(
                 "viaduct_passed_packets_total",
@@ -289,6 +294,11 @@ impl Metrics {
     /// How full a map is that the agent writes.
     pub fn map_usage(&self, map: &str, used: usize, size: u32) {
         self.targets.map(map, used, size);
+    }
+
+    /// Whether what comes finds no room in a map, or makes what was used least go.
+    pub fn map_full(&self, map: &str, is_full: bool) {
+        self.targets.full.with_label_values(&[map]).set(is_full.into());
     }
 
     /// What the collector has done, with the processor time that it has taken so far.
