@@ -19,7 +19,7 @@ const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
-const NAMES: [&str; 33] = [
+const NAMES: [&str; 34] = [
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -37,6 +37,7 @@ const NAMES: [&str; 33] = [
     "viaduct_endpoint_change_duration_seconds",
     "viaduct_map_entries",
     "viaduct_map_max_entries",
+    "viaduct_map_full",
     "viaduct_flow_entries",
     "viaduct_flows_collected_total",
     "viaduct_flow_halves_restored_total",
