@@ -64,7 +64,7 @@ pub struct WantedSizes {
     /// Backends of all services together, of each IP family [default: 131072; 32768 with less than 3 GiB of memory].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_backends: Option<u32>,
-    /// Slots of all services together, a power of two: 4 bytes each, 512 for a service with four backends [default: 8388608;
+    /// Slots of all services together, a power of two: 4 bytes each, 256 for a service with four backends [default: 8388608;
     /// 2097152 with less than 3 GiB of memory].
     #[arg(long, value_name = "NUMBER", value_parser = power_of_two)]
     pub max_slots: Option<u32>,

@@ -13,7 +13,7 @@ use viaduct_tests::packet::{self, TcpFlags};
 use viaduct_tests::traffic::{Flood, Opening};
 use viaduct_tests::{Agent, Endpoint, EndpointSliceManifest, Family, ServiceManifest, needs_root, wait_until};
 
-use crate::{Cluster, PORT, assert_lived, told, vip};
+use crate::{Cluster, PORT, SECOND, assert_lived, told, vip};
 
 /// The least that a table of the programs can have.
 const LEAST: &str = "1024";
@@ -202,4 +202,37 @@ fn exchange(mut stream: &TcpStream) {
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(&[0; 16]).unwrap();
     stream.read_exact(&mut [0; 16]).unwrap();
+}
+
+/// One that only sends would send to a backend that is gone for ever, if it were not known any more whom it has dialled.
+#[test]
+fn connected_udp_sockets_stay_known_while_their_table_fills_with_closed_ones() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let dns = ServiceManifest::new("default", "dns").cluster_ip("10.96.0.53").port("udp", Udp, 53);
+    let slice = |name: &str, port| {
+        let slice = EndpointSliceManifest::new("default", "dns").set("/metadata/name", format!("dns-{name}"));
+        slice.port("udp", Udp, port).pods([cluster.lab.pod("backend")])
+    };
+    let slices = [slice("first", PORT), slice("second", SECOND)];
+    slices.iter().for_each(|slice| cluster.lab.manifests().apply(slice).unwrap());
+    cluster.lab.manifests().apply(&dns).unwrap();
+    let _agent = cluster.start(&["--max-sockets", LEAST]);
+    let socket = udp_from(cluster.node().namespace(), 0, "10.96.0.53:53".parse().unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let ask = || {
+        let mut answer = [0; 16];
+        socket.send(&[0; 16]).ok()?;
+        socket.recv(&mut answer).ok()?;
+        Some(usize::from(answer[15]))
+    };
+    let before = ask().unwrap();
+    let connect = || TcpStream::connect_timeout(&"10.96.0.10:80".parse().unwrap(), Duration::from_secs(5));
+    for _ in 0..4 {
+        (0..600).for_each(|_| drop(cluster.node().namespace().run(connect).unwrap()));
+        thread::sleep(Duration::from_secs(6));
+    }
+    assert!(cluster.map("SOCKETS_4")["used"].as_u64().unwrap() > 700);
+    cluster.lab.manifests().delete(&slices[before - 1]).unwrap();
+    wait_until("it is led to the other backend", SYNC, || ask().filter(|&now| now != before)).unwrap();
 }

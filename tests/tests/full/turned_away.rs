@@ -31,8 +31,8 @@ fn services_without_a_backend_wait_for_room_and_the_others_are_served() {
 
 #[test]
 fn services_without_slots_wait_for_room_and_the_others_are_served() {
-    // 256 for each of them, which lie together.
-    check(("--max-slots", "1024", "8192"), "SLOTS", "slots", 7);
+    // 128 for each of them, which lie together, and one for each family of the first service.
+    check(("--max-slots", "1024", "8192"), "SLOTS", "slots", 3);
 }
 
 /// `without_room`: how many of the services find none with the first size of a flag.
