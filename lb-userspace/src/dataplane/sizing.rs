@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::MapInfo;
+use aya::util::nr_cpus;
 use lb_common::Family;
 use procfs::{Current as _, Meminfo};
 use tracing::info;
@@ -22,10 +23,11 @@ use crate::state::Limits;
 const MEMORY_PER_FLOW: u64 = 48 << 10;
 /// The flow table with the least memory, and with any.
 const FLOWS: (u64, u64) = (1 << 14, 1 << 21);
-/// With less memory there is room for a quarter of a large cluster.
-const SMALL: u64 = 3 << 30;
+/// With less memory than this, and so much for each processor, there is room for a quarter of a large cluster: that takes 70 MB, and
+/// 10 MB for each processor, whose counters of backends are its own.
+const SMALL: (u64, u64) = (2 << 30, 512 << 20);
 /// The maps are charged to the cgroup of the agent that makes them: its limit counts as this much memory of a machine, so that
-/// they take a quarter of it, twice for the time of a take-over, and the agent has room too.
+/// they take a third of it at most, twice for the time of a take-over, and the agent has room too.
 const MEMORY_PER_LIMIT: u64 = 8;
 
 /// What the flags say; a map whose flag is left out has a size by the machine's memory.
@@ -54,18 +56,18 @@ pub struct WantedSizes {
     /// Interfaces that lead to pods [default: 8192].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_interfaces: Option<u32>,
-    /// Frontends (address, port and protocol) of each IP family that this node can serve [default: 65536; 16384 with less
-    /// than 3 GiB of memory].
+    /// Frontends (address, port and protocol) of each IP family that this node can serve [default: 65536; 16384 with
+    /// little memory].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_frontends: Option<u32>,
-    /// Service ports that this node can serve [default: 16384; 4096 with less than 3 GiB of memory].
+    /// Service ports that this node can serve [default: 16384; 4096 with little memory].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_service_ports: Option<u32>,
-    /// Backends of all services together, of each IP family [default: 131072; 32768 with less than 3 GiB of memory].
+    /// Backends of all services together, of each IP family [default: 131072; 32768 with little memory].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_backends: Option<u32>,
     /// Slots of all services together, a power of two: 4 bytes each, 256 for a service with four backends [default: 8388608;
-    /// 2097152 with less than 3 GiB of memory].
+    /// 2097152 with little memory].
     #[arg(long, value_name = "NUMBER", value_parser = power_of_two)]
     pub max_slots: Option<u32>,
 }
@@ -90,7 +92,8 @@ impl WantedSizes {
             // That of a family which is not served has one.
             infos.map(|info| info.max_entries()).max()
         };
-        let sizes = self.with(memory, pinned, unserved);
+        let cpus = nr_cpus().map_err(|(_, error)| error).context("cannot tell how many processors there may be")?;
+        let sizes = self.with((memory, cpus as u64), pinned, unserved);
         let Limits { frontends, service_ports, backends, slots } = sizes.limits;
         let Sizes { flows, half_open, affinity, sockets, .. } = sizes;
         let memory_mib = memory >> 20;
@@ -101,8 +104,13 @@ impl WantedSizes {
         Ok(sizes)
     }
 
-    /// The sizes with so much memory. `pinned` tells the entries of the largest of some maps.
-    fn with(&self, memory: u64, pinned: impl Fn(&[&str]) -> Option<u32>, unserved: Option<Family>) -> Sizes {
+    /// The sizes with so much memory and so many processors. `pinned` tells the entries of the largest of some maps.
+    fn with(
+        &self,
+        (memory, cpus): (u64, u64),
+        pinned: impl Fn(&[&str]) -> Option<u32>,
+        unserved: Option<Family>,
+    ) -> Sizes {
         let size = |wanted: Option<u32>, maps: &[&str], by: &dyn Fn(u64) -> u32| {
             wanted.unwrap_or_else(|| {
                 let stays = |&size: &u32| [by(memory / 10 * 9), by(memory / 10 * 11)].contains(&size);
@@ -110,7 +118,8 @@ impl WantedSizes {
             })
         };
         let fourth = |memory| flows(memory) / 4;
-        let of_cluster = |entries: u32| move |memory| if memory < SMALL { entries / 4 } else { entries };
+        let of_cluster =
+            |entries: u32| move |memory| if memory < SMALL.0 + SMALL.1 * cpus { entries / 4 } else { entries };
         Sizes {
             limits: Limits {
                 frontends: size(self.max_frontends, &["FRONTENDS_4", "FRONTENDS_6"], &of_cluster(1 << 16)),
@@ -173,7 +182,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn sizes(memory: u64) -> Sizes {
-        WantedSizes::default().with(memory, |_| None, None)
+        WantedSizes::default().with((memory, 2), |_| None, None)
     }
 
     #[test]
@@ -200,7 +209,7 @@ mod tests {
     #[test]
     fn a_little_more_or_less_memory_changes_no_size_and_a_flag_wins() {
         let wanted = WantedSizes { max_affinity: Some(5000), ..WantedSizes::default() };
-        let (before, mut memory) = (wanted.with(12 * GIB, |_| None, None), 12 * GIB);
+        let (before, mut memory) = (wanted.with((12 * GIB, 2), |_| None, None), 12 * GIB);
         assert_eq!((before.flows, before.affinity), (262_144, 5000));
         let pinned = |names: &[&str]| match names[0] {
             "FLOWS_4" => Some(before.flows),
@@ -209,13 +218,14 @@ mod tests {
         };
         for change in [-1, 1, -1_000_000_000, 1_000_000_000] {
             memory = memory.saturating_add_signed(change);
-            assert_eq!(wanted.with(memory, pinned, None).flows, before.flows, "{memory}");
+            assert_eq!(wanted.with((memory, 2), pinned, None).flows, before.flows, "{memory}");
         }
-        assert_eq!(wanted.with(9 * GIB, pinned, None).flows, 131_072, "much less is another machine");
-        assert_eq!(wanted.with(48 * GIB, pinned, None).flows, 1_048_576);
+        assert_eq!(wanted.with((9 * GIB, 2), pinned, None).flows, 131_072, "much less is another machine");
+        assert_eq!(wanted.with((48 * GIB, 2), pinned, None).flows, 1_048_576);
         // What somebody has asked for before is no default.
-        assert_eq!(wanted.with(12 * GIB, |_| Some(100_000), None).flows, 262_144);
-        assert_eq!(wanted.with(SMALL - 1, pinned, None).limits.slots, before.limits.slots);
+        assert_eq!(wanted.with((12 * GIB, 2), |_| Some(100_000), None).flows, 262_144);
+        assert_eq!(wanted.with((3 * GIB - 1, 2), pinned, None).limits.slots, before.limits.slots);
+        assert_eq!(wanted.with((12 * GIB, 64), |_| None, None).limits.slots, before.limits.slots / 4);
     }
 
     #[test]
