@@ -70,9 +70,13 @@ impl Cluster {
         self.lab.pod("client").namespace()
     }
 
-    /// Starts an agent whose collector goes round every second.
+    /// Starts an agent whose collector goes round every second, with no more slots than are needed: to carry over those of a
+    /// large cluster takes long on a busy machine.
     fn start(&self, arguments: &[&str]) -> Agent {
-        let arguments = [&["--conntrack-udp-timeout", "1s"], arguments].concat();
+        let mut arguments = [&["--conntrack-udp-timeout", "1s"], arguments].concat();
+        if !arguments.contains(&"--max-slots") {
+            arguments.extend(["--max-slots", "16384"]);
+        }
         self.node().start_agent_with(&arguments).unwrap()
     }
 
