@@ -270,7 +270,7 @@ impl Services {
                 self.short.insert(service.clone(), short);
             }
         }
-        for (map, ..) in self.state.usage(&self.families) {
+        for map in TurnedAway::of_services() {
             let count = self.short.values().flatten().filter(|(_, full)| *full == map).count();
             self.turned_away.set(map, u32::try_from(count)?)?;
             self.observed.metrics.map_full(map, count > 0);

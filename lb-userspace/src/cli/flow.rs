@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lb_common::abi::{Flow, Hook};
 use lb_common::lifetime::Phase;
 use lb_common::{Address, Tuple};
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::{Format, output, service};
@@ -33,7 +32,7 @@ struct FlowRow {
 
 pub(super) fn list(maps: &Maps, format: Format) -> Result<()> {
     let labels = service::labels(&maps.names()?);
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
+    let now = output::now()?;
     let mut rows = rows(maps.v4.all_flows()?, &labels, now);
     rows.append(&mut self::rows(maps.v6.all_flows()?, &labels, now));
     rows.sort_by_key(|row| (row.frontend, row.client, row.backend));
@@ -73,7 +72,7 @@ fn rows<A: Address>(flows: Vec<(Tuple<A>, Flow<A>)>, labels: &BTreeMap<u32, Stri
                 backend: SocketAddr::new(flow.to.destination.ip(), flow.to.destination_port),
                 service: labels.get(&flow.service_port).cloned().unwrap_or_default(),
                 state: state(Phase::of(from.protocol, flow, mirror)),
-                idle_seconds: now.saturating_sub(Duration::from_nanos(last_seen)).as_secs_f64(),
+                idle_seconds: output::seconds(last_seen, now),
                 packets_to_backend: flow.packets,
                 bytes_to_backend: flow.bytes,
                 packets_to_client: mirror.map_or(0, |mirror| mirror.packets),

@@ -1,11 +1,23 @@
 //! Tables and JSON.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::Format;
+
+/// The clock of the kernel's programs.
+pub(super) fn now() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?.into())
+}
+
+/// How long ago something was, by the nanoseconds of that clock.
+pub(super) fn seconds(since: u64, now: Duration) -> f64 {
+    now.saturating_sub(Duration::from_nanos(since)).as_secs_f64()
+}
 
 /// Prints rows as a table with these columns, or as a JSON array.
 pub(super) fn print<T: Serialize, const N: usize>(

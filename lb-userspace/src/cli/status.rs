@@ -22,6 +22,8 @@ struct Status {
     programs: Vec<ProgramStatus>,
     interfaces: Vec<InterfaceStatus>,
     sockets: SocketsStatus,
+    /// Backends that new connections pass over, since they have not answered.
+    suspect_backends: usize,
     maps: Vec<MapStatus>,
     reasons: BTreeMap<&'static str, ReasonStatus>,
 }
@@ -110,6 +112,7 @@ fn collect(pins: &Pins) -> Result<Status> {
             .collect(),
         interfaces: interfaces.into_values().collect(),
         sockets: sockets(pins),
+        suspect_backends: suspects(&maps)?,
         maps: map_status(&maps, pins)?,
         reasons: maps
             .reasons()?
@@ -137,6 +140,14 @@ fn sockets(pins: &Pins) -> SocketsStatus {
     }
 }
 
+fn suspects(maps: &Maps) -> Result<usize> {
+    let mut count = 0;
+    for (id, backend) in maps.backends()? {
+        count += usize::from(maps.suspect_since(id, &backend)?.is_some());
+    }
+    Ok(count)
+}
+
 fn program(pins: &Pins, name: &'static str) -> Option<ProgramStatus> {
     let info = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
     Some(ProgramStatus {
@@ -155,12 +166,16 @@ fn text(status: &Status) -> String {
     let full: Vec<_> = status.maps.iter().filter(|map| map.full).map(|map| map.usage.name).collect();
     let full = if full.is_empty() { String::new() } else { format!("Full maps:  {}\n", full.join(", ")) };
     let mut text = format!(
-        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{full}\n",
+        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}{full}\n",
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
         status.mechanism.map_or_else(String::new, |mechanism| format!(" by {mechanism}")),
         sockets_text(&status.sockets),
+        match status.suspect_backends {
+            0 => String::new(),
+            suspects => format!("Suspect:    {suspects} backends, see `viaduct backend list`\n"),
+        },
     );
     let programs: Vec<_> = status
         .programs

@@ -16,15 +16,25 @@ use super::{MapUse, Pins};
 /// Name of the pin.
 const PIN: &str = "TURNED_AWAY";
 /// The maps that turn away, by their index in the array.
-const TURN_AWAY: [&str; 7] =
-    ["SERVICE_PORTS", "SLOTS", "FRONTENDS_4", "BACKENDS_4", "FRONTENDS_6", "BACKENDS_6", "INTERFACES"];
-/// What gives a map more room. That of sockets is not among them: entries of closed sockets stay until they are needed for
-/// others, so on a node that lives long it is always full.
-const FLAGS: [(&str, &str); 9] = [
+const TURN_AWAY: [&str; 9] = [
+    "SERVICE_PORTS",
+    "SLOTS",
+    "FRONTENDS_4",
+    "BACKENDS_4",
+    "ORIGINS_4",
+    "FRONTENDS_6",
+    "BACKENDS_6",
+    "ORIGINS_6",
+    "INTERFACES",
+];
+/// What gives a map more room. Those of sockets and of detours are not among them: entries of what is closed may stay until
+/// others need their places, so on a node that lives long they are always full.
+const FLAGS: [(&str, &str); 10] = [
     ("SERVICE_PORTS", "--max-service-ports"),
     ("SLOTS", "--max-slots"),
     ("FRONTENDS", "--max-frontends"),
     ("BACKENDS", "--max-backends"),
+    ("ORIGINS", "--max-backends"),
     ("INTERFACES", "--max-interfaces"),
     ("FLOWS", "--max-flows"),
     ("HALF_OPEN", "--max-half-open-flows"),
@@ -74,6 +84,11 @@ pub struct TurnedAway {
 }
 
 impl TurnedAway {
+    /// The maps that turn service ports away.
+    pub fn of_services() -> impl Iterator<Item = &'static str> {
+        TURN_AWAY.into_iter().filter(|map| *map != "INTERFACES")
+    }
+
     /// Opens the pinned array, or pins one.
     ///
     /// # Errors
