@@ -42,10 +42,11 @@ fn connections_beyond_the_flow_table_live() {
     assert_eq!(steady.broken(), 0);
     agent.stop().unwrap();
     let agent = cluster.start(&["--max-flows", LARGE]);
-    wait_until("each connection has its entries", SYNC, || {
-        (["FLOWS_4", "FLOWS_6"].iter().all(|map| cluster.map(map)["used"].as_u64().unwrap() >= 1600)).then_some(())
-    })
-    .unwrap();
+    let entries = || ["FLOWS_4", "FLOWS_6"].map(|map| cluster.map(map)["used"].as_u64().unwrap());
+    let have_all = || entries().iter().all(|&entries| entries >= 1600).then_some(());
+    if let Err(error) = wait_until("each connection has its entries", SYNC, have_all) {
+        panic!("{error}: {:?}; {:?}", entries(), steady.finish().broken);
+    }
     cluster.assert_nothing_is_full();
     assert_eq!(told(&agent, "is full"), 0);
     assert_lived(steady);
