@@ -349,7 +349,8 @@ fn flags_win_over_environment_over_file_over_defaults() {
         ("maxBackends", "2000", "--max-backends"),
         ("logLevel", "debug", "$RUST_LOG"),
         ("mark", "8192", &format!("{path}:4")),
-        ("maxSlots", "8388608", "default"),
+        ("refusalsPerSecond", "1000", "default"),
+        ("maxSlots", "-", "default"),
         ("kubeconfig", "-", "default"),
     ] {
         let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| row[0] == key);
