@@ -49,8 +49,16 @@ fn rounds(group: &mut Group<'_>) -> Result<()> {
     let pins = Pins::new(reaper.bpffs());
     pins.create()?;
     // No packet comes: the programs are loaded for the maps only.
-    let sizes =
-        Sizes { limits: LIMITS, flows: 1 << 20, half_open: 1 << 14, affinity: 1 << 16, sockets: 1024, unserved: None };
+    let sizes = Sizes {
+        limits: LIMITS,
+        flows: 1 << 20,
+        half_open: 1 << 14,
+        affinity: 1 << 16,
+        sockets: 1024,
+        fragments: 1024,
+        interfaces: 16,
+        unserved: None,
+    };
     Object::load(OBJECT, &pins, &sizes, Settings::default())?;
     let flows = Flows::open(&pins, "FLOWS_4")?;
     group.bench_function("round, tables empty", |bencher| in_rounds(bencher, &pins, IdleTimes::DEFAULT, 4, || Ok(())));

@@ -22,7 +22,16 @@ fn main() -> Result<()> {
     Object::load(
         OBJECT,
         &pins,
-        &Sizes { limits: LIMITS, flows: 1024, half_open: 1 << 14, affinity: 1024, sockets: 1024, unserved: None },
+        &Sizes {
+            limits: LIMITS,
+            flows: 1024,
+            half_open: 1 << 14,
+            affinity: 1024,
+            sockets: 1024,
+            fragments: 1024,
+            interfaces: 16,
+            unserved: None,
+        },
         Settings::default(),
     )?;
     let mut maps = Maps::open(&pins, true)?;

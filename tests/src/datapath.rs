@@ -119,8 +119,16 @@ impl Datapath {
         pins.create()?;
         prepare(&pins)?;
         let limits = Limits { frontends: 1024, service_ports: 1024, backends: 4096, slots: 1 << 16 };
-        let sizes =
-            Sizes { limits, flows: FLOWS, half_open: HALF_OPEN, affinity: 1 << 12, sockets: 1 << 12, unserved: None };
+        let sizes = Sizes {
+            limits,
+            flows: FLOWS,
+            half_open: HALF_OPEN,
+            affinity: 1 << 12,
+            sockets: 1 << 12,
+            fragments: 1 << 13,
+            interfaces: 1 << 13,
+            unserved: None,
+        };
         let object = Object::load(object, &pins, &sizes, settings)?;
         let maps = Maps::open(&pins, true)?;
         let state = State::adopt(maps.read()?, maps.limits());

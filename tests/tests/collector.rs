@@ -48,7 +48,16 @@ impl Maps {
         let pins = Pins::new(reaper.bpffs());
         pins.create().unwrap();
         let limits = Limits { frontends: 64, service_ports: 64, backends: 64, slots: 1024 };
-        let sizes = Sizes { limits, flows, half_open: 1024, affinity: 4096, sockets: 1024, unserved: None };
+        let sizes = Sizes {
+            limits,
+            flows,
+            half_open: 1024,
+            affinity: 4096,
+            sockets: 1024,
+            fragments: 1024,
+            interfaces: 16,
+            unserved: None,
+        };
         // No packet comes: the programs are loaded for the maps only.
         Object::load(OBJECT, &pins, &sizes, Settings::default()).unwrap();
         Self { pins, _reaper: reaper }

@@ -19,7 +19,7 @@ const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
-const NAMES: [&str; 37] = [
+const NAMES: [&str; 38] = [
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -37,6 +37,7 @@ const NAMES: [&str; 37] = [
     "viaduct_endpoint_change_duration_seconds",
     "viaduct_map_entries",
     "viaduct_map_max_entries",
+    "viaduct_map_full",
     "viaduct_flow_entries",
     "viaduct_flows_collected_total",
     "viaduct_flow_halves_restored_total",
@@ -348,7 +349,8 @@ fn flags_win_over_environment_over_file_over_defaults() {
         ("maxBackends", "2000", "--max-backends"),
         ("logLevel", "debug", "$RUST_LOG"),
         ("mark", "8192", &format!("{path}:4")),
-        ("maxSlots", "8388608", "default"),
+        ("refusalsPerSecond", "1000", "default"),
+        ("maxSlots", "-", "default"),
         ("kubeconfig", "-", "default"),
     ] {
         let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| row[0] == key);

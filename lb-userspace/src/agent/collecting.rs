@@ -1,5 +1,6 @@
 //! The collector, on a thread of its own: neither does a large sync keep it waiting, nor it anything else.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use lb_common::abi::IdleTimes;
 use nix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
-use crate::dataplane::{Collector, Pins};
+use crate::dataplane::{Collector, Pins, Round, flag_for};
 use crate::observe::Metrics;
 
 /// After an error.
@@ -26,11 +27,15 @@ pub(super) fn start(pins: &Pins, times: IdleTimes, metrics: Arc<Metrics>) -> Res
 fn collect(mut collector: Collector, metrics: &Metrics) {
     // Told once, until a whole round is good again.
     let (mut is_told, mut is_good) = (false, true);
+    let mut full = BTreeSet::new();
     loop {
         match collector.tick() {
             Ok(tick) => {
                 let cpu_time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
                 metrics.collected(&tick, cpu_time.unwrap_or_default());
+                if let Some(round) = &tick.round {
+                    tell_full(round, &mut full, metrics);
+                }
                 if tick.round.is_some() && std::mem::replace(&mut is_good, true) && std::mem::take(&mut is_told) {
                     info!("all expired flows are collected again");
                 }
@@ -46,5 +51,24 @@ fn collect(mut collector: Collector, metrics: &Metrics) {
                 thread::sleep(RETRY);
             }
         }
+    }
+}
+
+/// Tells which maps have become full, and which are no longer: `full` are those that were.
+fn tell_full(round: &Round, full: &mut BTreeSet<&'static str>, metrics: &Metrics) {
+    for map in &round.maps {
+        let name = map.name;
+        if map.evicts() && full.insert(name) {
+            warn!(
+                "{name} is full, {} of {} entries are in use: what was used least makes room for what comes; start the agent \
+                 with a larger {}",
+                map.used,
+                map.size,
+                flag_for(name)
+            );
+        } else if map.has_room() && full.remove(name) {
+            info!("{name} is no longer full");
+        }
+        metrics.map_full(name, full.contains(name));
     }
 }

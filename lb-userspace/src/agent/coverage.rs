@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Observed, gauge};
 use crate::dataplane::attach::cgroup::{self, Cgroup};
 use crate::dataplane::attach::{self, Mechanism};
-use crate::dataplane::{Object, Pins, PodInterfaces, SocketLb};
+use crate::dataplane::{Object, Pins, PodInterfaces, SocketLb, TurnedAway};
 use crate::interfaces::Present;
 
 pub(super) struct Coverage {
@@ -22,6 +22,9 @@ pub(super) struct Coverage {
     sockets: Option<(SocketLb, Cgroup)>,
     has_sockets: bool,
     observed: Observed,
+    turned_away: TurnedAway,
+    /// Interfaces for which there is no room.
+    without_room: u32,
 }
 
 impl Coverage {
@@ -31,9 +34,10 @@ impl Coverage {
         sockets: Option<(SocketLb, Cgroup)>,
         observed: Observed,
     ) -> Result<Self> {
-        let known = PodInterfaces::open(&pins)?;
+        let (known, turned_away) = (PodInterfaces::open(&pins)?, TurnedAway::open(&pins)?);
         let (mechanism, covered) = (Mechanism::of_this_kernel(), Present::new());
-        Ok(Self { object, pins, mechanism, known, covered, sockets, has_sockets: false, observed })
+        let (has_sockets, without_room) = (false, 0);
+        Ok(Self { object, pins, mechanism, known, covered, sockets, has_sockets, observed, turned_away, without_room })
     }
 
     /// How many interfaces have the programs.
@@ -86,7 +90,7 @@ impl Coverage {
             }
         }
         // Before the programs, which look into it.
-        if let Err(error) = self.known.set(&present) {
+        if let Err(error) = self.known.set(&present).and_then(|without_room| self.note(without_room)) {
             error!("{error:#}");
         }
         for (index, interface) in present {
@@ -107,5 +111,19 @@ impl Coverage {
             }
         }
         self.observed.metrics.interfaces.set(gauge(self.covered.len()));
+    }
+
+    /// So many interfaces found no room. Told when it begins and when it is over.
+    fn note(&mut self, without_room: u32) -> Result<()> {
+        match (std::mem::replace(&mut self.without_room, without_room), without_room) {
+            (0, 1..) => warn!(
+                "INTERFACES is full, {without_room} interfaces have no room in it: they are served, but connections that \
+                 their pods have made without a service are not seen; start the agent with a larger --max-interfaces"
+            ),
+            (1.., 0) => info!("INTERFACES is no longer full"),
+            _ => {}
+        }
+        self.observed.metrics.map_full("INTERFACES", without_room > 0);
+        self.turned_away.set("INTERFACES", without_room)
     }
 }

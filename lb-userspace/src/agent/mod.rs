@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Configuration;
 use crate::dataplane::attach::cgroup::Cgroup;
-use crate::dataplane::{Maps, Pins, Settings, Sizes, SocketLb, take_over};
+use crate::dataplane::{Maps, Pins, Settings, SocketLb, WantedSizes, take_over};
 use crate::interfaces::Interfaces;
 use crate::model::Family;
 use crate::observe::{self, Health, Metrics};
@@ -59,7 +59,7 @@ pub struct Options {
     /// The IP families that are served.
     pub families: Vec<Family>,
     /// Sizes of the maps.
-    pub sizes: Sizes,
+    pub sizes: WantedSizes,
     /// Settings of the programs.
     pub settings: Settings,
     /// Where /healthz and /livez are answered, if anywhere.
@@ -127,7 +127,9 @@ async fn serve(options: Options) -> Result<()> {
         mode => Some((mode, Cgroup::find(options.cgroup_root.as_deref())?)),
     };
 
-    let object = take_over(&options.pins, &options.sizes, options.settings)?;
+    let unserved = Family::ALL.into_iter().find(|family| !options.families.contains(family));
+    let sizes = options.sizes.here(&options.pins, unserved)?;
+    let object = take_over(&options.pins, &sizes, options.settings)?;
     let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options, observed.clone())?;
     collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
     let mut coverage = Coverage::new(object, options.pins.clone(), at_sockets, observed.clone())?;

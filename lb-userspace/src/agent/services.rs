@@ -9,10 +9,10 @@ use tracing::info;
 
 use super::problems::{About, Problems};
 use super::{Observed, Options, gauge};
-use crate::dataplane::{Maps, give_memory_back, wait_for_grace_period};
+use crate::dataplane::{Maps, TurnedAway, give_memory_back, wait_for_grace_period};
 use crate::model::{self, EndpointSlice, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
-use crate::plan::{Plan, plan_service};
+use crate::plan::{Plan, ServicePortName, plan_service};
 use crate::state::{Reconciled, ServicePortChange, State};
 
 /// After the kernel has refused a write, the maps are read and brought up to date again: at first soon, then less often.
@@ -43,6 +43,9 @@ pub(super) struct Services {
     families: Vec<Family>,
     /// Service ports of policy Local without endpoints on this node, of each of these families.
     without_local: BTreeMap<ObjectName, Vec<u32>>,
+    /// In which map each service port found no room.
+    short: BTreeMap<ObjectName, BTreeSet<(ServicePortName, &'static str)>>,
+    turned_away: TurnedAway,
     started: SystemTime,
     observed: Observed,
 }
@@ -74,6 +77,8 @@ impl Services {
             waiting: Vec::new(),
             families: options.families.clone(),
             without_local: BTreeMap::new(),
+            short: BTreeMap::new(),
+            turned_away: TurnedAway::open(&options.pins)?,
             started: SystemTime::now(),
             observed,
         })
@@ -177,7 +182,7 @@ impl Services {
         let plan = self.plan(services);
         let planned = Instant::now();
         let result = if alone { self.state.reconcile(&plan) } else { self.state.reconcile_services(services, &plan) };
-        self.note_shortages(services, &result);
+        self.note_shortages(services, &result)?;
         let compared = Instant::now();
         self.maps.write(&result.writes)?;
         sync.plan += planned - begun;
@@ -252,13 +257,27 @@ impl Services {
         plan
     }
 
-    fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) {
+    fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) -> Result<()> {
         for service in services {
-            let shortages = result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
-            self.problems.set(About::Room(service.clone()), shortages.map(ToString::to_string).collect());
+            let shortages = || result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
+            // A service port may lack several frontends.
+            let told: BTreeSet<_> = shortages().map(ToString::to_string).collect();
+            self.problems.set(About::Room(service.clone()), told.into_iter().collect());
+            self.short.remove(service);
+            let short = shortages().filter_map(|shortage| Some((shortage.service_port.clone(), shortage.map()?)));
+            let short: BTreeSet<_> = short.collect();
+            if !short.is_empty() {
+                self.short.insert(service.clone(), short);
+            }
+        }
+        for map in TurnedAway::of_services() {
+            let count = self.short.values().flatten().filter(|(_, full)| *full == map).count();
+            self.turned_away.set(map, u32::try_from(count)?)?;
+            self.observed.metrics.map_full(map, count > 0);
         }
         self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
         self.observed.metrics.problems.set(gauge(self.problems.count()));
+        Ok(())
     }
 
     /// What the maps hold is not known any more. Told once, however often it is tried.

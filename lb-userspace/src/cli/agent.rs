@@ -13,9 +13,8 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::agent::{self, Options, Source};
 use crate::config::{Configuration, number};
-use crate::dataplane::{Handover, PassiveHealth, Pins, Settings, Sizes, SocketLb, UnservedPorts};
+use crate::dataplane::{Handover, PassiveHealth, Pins, Settings, SocketLb, UnservedPorts, WantedSizes};
 use crate::source::kube;
-use crate::state::Limits;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -49,31 +48,8 @@ pub(super) struct Arguments {
     /// IP families to serve. The maps of one that is left out take next to no memory.
     #[arg(long, value_name = "FAMILIES", value_delimiter = ',', default_value = "IPv4,IPv6", value_parser = ip_family)]
     ip_families: Vec<Family>,
-    /// Entries of the flow table of each IP family: two for each connection, 144 bytes each, 192 of IPv6.
-    #[arg(long, value_name = "NUMBER", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
-    max_flows: u32,
-    /// Entries of the table of half-open flows of each IP family: two for each connection that is being made, and for each
-    /// exchange of datagrams that the client has not gone on with. A flood of first packets fills this table only.
-    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
-    max_half_open_flows: u32,
-    /// Clients of each IP family that stay with their backend by session affinity, one for each service port that they dial.
-    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
-    max_affinity: u32,
-    /// Connections of the host's processes, of each IP family, of which it is known what they have dialled.
-    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
-    max_sockets: u32,
-    /// Frontends (address, port and protocol) of each IP family that this node can serve.
-    #[arg(long, value_name = "NUMBER", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    max_frontends: u32,
-    /// Service ports that this node can serve.
-    #[arg(long, value_name = "NUMBER", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    max_service_ports: u32,
-    /// Backends of all services together, of each IP family.
-    #[arg(long, value_name = "NUMBER", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    max_backends: u32,
-    /// Slots of all services together, a power of two: 4 bytes each, 512 for a service with four backends.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1 << 23, value_parser = power_of_two)]
-    max_slots: u32,
+    #[command(flatten)]
+    sizes: WantedSizes,
     /// Which processes are served at their sockets.
     #[arg(long, value_enum, default_value_t = SocketLb::Host)]
     socket_lb: SocketLb,
@@ -145,19 +121,7 @@ impl Arguments {
             node: node_name(self.hostname_override)?,
             pod_interfaces: self.pod_interfaces,
             families: Family::ALL.into_iter().filter(|family| self.ip_families.contains(family)).collect(),
-            sizes: Sizes {
-                limits: Limits {
-                    frontends: self.max_frontends,
-                    service_ports: self.max_service_ports,
-                    backends: self.max_backends,
-                    slots: self.max_slots,
-                },
-                flows: self.max_flows,
-                half_open: self.max_half_open_flows,
-                affinity: self.max_affinity,
-                sockets: self.max_sockets,
-                unserved: Family::ALL.into_iter().find(|family| !self.ip_families.contains(family)),
-            },
+            sizes: self.sizes,
             cgroup_root: self.cgroup_root,
             settings,
             healthz_bind_address: self.healthz_bind_address,
@@ -290,13 +254,6 @@ fn idle_time(text: &str) -> Result<u64, String> {
             Ok(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
         }
         _ => Err("give a time from 1s to 87600h, such as 30s, 3m or 24h".to_owned()),
-    }
-}
-
-fn power_of_two(text: &str) -> Result<u32, String> {
-    match text.parse::<u32>() {
-        Ok(number) if number.is_power_of_two() && (1 << 10..=1 << 26).contains(&number) => Ok(number),
-        _ => Err("give a power of two from 1024 to 67108864".to_owned()),
     }
 }
 

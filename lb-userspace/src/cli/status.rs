@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Format, open, output};
 use crate::dataplane::attach::{self, cgroup};
-use crate::dataplane::{MapUse, Maps, Object, Pins, SocketLb};
+use crate::dataplane::{MapUse, Maps, Object, Pins, SocketLb, TurnedAway, flag_for};
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -24,7 +24,7 @@ struct Status {
     sockets: SocketsStatus,
     /// Backends that new connections pass over, since they have not answered.
     suspect_backends: usize,
-    maps: Vec<MapUse>,
+    maps: Vec<MapStatus>,
     reasons: BTreeMap<&'static str, ReasonStatus>,
 }
 
@@ -60,6 +60,16 @@ struct SocketsStatus {
     /// None when it is not mounted where this command could find it.
     cgroup: Option<PathBuf>,
     programs: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct MapStatus {
+    #[serde(flatten)]
+    usage: MapUse,
+    /// Service ports, or interfaces, that found no room in it.
+    turned_away: u32,
+    /// Whether something waits, or what was used least makes room for what comes.
+    full: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,13 +113,22 @@ fn collect(pins: &Pins) -> Result<Status> {
         interfaces: interfaces.into_values().collect(),
         sockets: sockets(pins),
         suspect_backends: suspects(&maps)?,
-        maps: maps.usage()?,
+        maps: map_status(&maps, pins)?,
         reasons: maps
             .reasons()?
             .into_iter()
             .map(|(reason, packets)| (reason.name(), ReasonStatus { packets, dropped: reason.drops() }))
             .collect(),
     })
+}
+
+fn map_status(maps: &Maps, pins: &Pins) -> Result<Vec<MapStatus>> {
+    let turned_away = TurnedAway::read(pins)?;
+    let status = |usage: MapUse| {
+        let turned_away = turned_away.get(usage.name).copied().unwrap_or(0);
+        MapStatus { usage, turned_away, full: turned_away > 0 || usage.evicts() }
+    };
+    Ok(maps.usage()?.into_iter().map(status).collect())
 }
 
 fn sockets(pins: &Pins) -> SocketsStatus {
@@ -144,8 +163,10 @@ fn text(status: &Status) -> String {
         Some(pid) => format!("running (pid {pid})"),
         None => "not running; the datapath goes on without it".to_owned(),
     };
+    let full: Vec<_> = status.maps.iter().filter(|map| map.full).map(|map| map.usage.name).collect();
+    let full = if full.is_empty() { String::new() } else { format!("Full maps:  {}\n", full.join(", ")) };
     let mut text = format!(
-        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}\n",
+        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}{full}\n",
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
@@ -176,9 +197,15 @@ fn text(status: &Status) -> String {
         .collect();
     text.push_str(&output::table(["INTERFACE", "INDEX", "PROGRAMS"], &interfaces));
     text.push('\n');
-    let maps: Vec<_> =
-        status.maps.iter().map(|map| [map.name.to_owned(), map.used.to_string(), map.size.to_string()]).collect();
-    text.push_str(&output::table(["MAP", "USED", "SIZE"], &maps));
+    let maps: Vec<_> = status
+        .maps
+        .iter()
+        .map(|map| {
+            let MapUse { name, used, size } = map.usage;
+            [name.to_owned(), used.to_string(), size.to_string(), full_text(map)]
+        })
+        .collect();
+    text.push_str(&output::table(["MAP", "USED", "SIZE", "FULL"], &maps));
     text.push('\n');
     let reasons: Vec<_> = status
         .reasons
@@ -190,6 +217,16 @@ fn text(status: &Status) -> String {
         .collect();
     text.push_str(&output::table(["REASON", "PACKETS ARE", "COUNT"], &reasons));
     text
+}
+
+fn full_text(map: &MapStatus) -> String {
+    let flag = flag_for(map.usage.name);
+    match (map.turned_away, map.usage.name) {
+        (0, _) if map.full => format!("what was used least makes room: {flag}"),
+        (0, _) => "-".to_owned(),
+        (turned_away, "INTERFACES") => format!("no room for {turned_away} interfaces: {flag}"),
+        (turned_away, _) => format!("no room for {turned_away} service ports: {flag}"),
+    }
 }
 
 fn sockets_text(sockets: &SocketsStatus) -> String {

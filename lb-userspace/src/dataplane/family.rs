@@ -133,10 +133,11 @@ where
         ids.filter_map(|id| self.backend(id).map(|backend| Some((id, backend?))).transpose()).collect()
     }
 
-    /// Judges a connected UDP socket by its peer.
+    /// Judges a connected UDP socket by its peer, and keeps what is known of that in use.
     pub(super) fn stale(&self, cookie: u64, address: A, port: u16) -> Result<Option<Stale>> {
         let (protocol, side) = (Protocol::Udp, SocketSide::Network);
-        let Some(peer) = self.sockets.get(&SocketKey { cookie: cookie.into(), address, port, protocol, side })? else {
+        let key = SocketKey { cookie: cookie.into(), address, port, protocol, side };
+        let Some(peer) = self.sockets.get(&key)? else {
             // A virtual address that was none when it was dialled.
             let frontend = self.frontends.get(&FrontendKey { address, port, protocol, scope: Scope::Cluster })?;
             let dialled = SocketAddr::new(address.ip(), port);
@@ -146,6 +147,11 @@ where
             backend.generation == peer.generation
                 && matches!(backend.state, BackendState::Active | BackendState::Draining)
         });
+        if serves {
+            // Nothing else uses the entry of a connected socket. It is needed for as long as the socket is there, and must not go
+            // for those of sockets that are closed.
+            self.sockets.insert(&key, &peer)?;
+        }
         let dialled = SocketAddr::new(peer.address.ip(), peer.port);
         Ok((!serves).then_some(Stale { dialled, was_led: true }))
     }

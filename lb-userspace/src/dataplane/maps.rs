@@ -10,7 +10,8 @@ use aya::Pod;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_common::abi::{
-    BackendState, BackendStats, Family, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange,
+    BackendState, BackendStats, Family, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair,
+    SlotRange,
 };
 use lb_common::{Address4, Address6};
 use zerocopy::{FromBytes, IntoBytes};
@@ -32,6 +33,7 @@ pub struct Maps {
     names: Table<u32, ServiceName>,
     service_stats: PerCpuArray<MapData, [u64; 2]>,
     reasons: PerCpuArray<MapData, u64>,
+    interfaces: Table<u32, PodInterface>,
 }
 
 /// How full a map is.
@@ -59,6 +61,7 @@ impl Maps {
             names: Table::open(pins, "SERVICE_NAMES")?,
             service_stats: per_cpu(pins, "SERVICE_STATS")?,
             reasons: per_cpu(pins, "REASONS")?,
+            interfaces: Table::open(pins, "INTERFACES")?,
         })
     }
 
@@ -184,6 +187,7 @@ impl Maps {
         let mut usage = vec![
             MapUse { name: "SERVICE_PORTS", used: names.len(), size: self.service_ports.len() },
             MapUse { name: "SLOTS", used: slots, size: self.slots.len() * 2 },
+            MapUse { name: self.interfaces.name(), used: self.interfaces.count()?, size: self.interfaces.size() },
         ];
         usage.append(&mut self.v4.usage()?);
         usage.append(&mut self.v6.usage()?);

@@ -4,6 +4,7 @@
 //! - [`Object`]: the programs, loaded with their maps; [`take_over`]: with what an agent before has left, of whatever layout.
 //! - [`Maps`], [`FamilyMaps`], [`Table`]: typed access to the pinned maps; carries out [`crate::state::Write`]s.
 //! - [`attach`]: programs on interfaces and at sockets; [`StaleSockets`]: what these cannot do for connected UDP sockets.
+//! - [`WantedSizes`]: how many entries the maps get.
 //! - [`Collector`]: removes what no packet needs any more.
 //!
 //! All `unsafe` of the agent is in `shared_array`, `raw_map`, `grace`, `kernel` and `memory`.
@@ -13,6 +14,7 @@ mod carry;
 mod collector;
 mod family;
 mod figures;
+mod full;
 mod grace;
 mod kernel;
 mod maps;
@@ -22,6 +24,7 @@ mod pins;
 mod pod_interfaces;
 mod raw_map;
 mod shared_array;
+mod sizing;
 mod sock_diag;
 mod stale_sockets;
 mod table;
@@ -31,6 +34,7 @@ pub use carry::take_over;
 pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
 pub use figures::{BackendHealth, Figures};
+pub use full::{TurnedAway, flag_for};
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
@@ -39,6 +43,7 @@ pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Datapath, Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
 pub use raw_map::Walk;
+pub use sizing::WantedSizes;
 pub use stale_sockets::{StaleSockets, Swept};
 pub use table::{Entry, Table};
 
@@ -66,6 +71,10 @@ pub struct Sizes {
     pub affinity: u32,
     /// Entries of `SOCKETS_4` and `SOCKETS_6`: one for each connection of a process, two for each exchange of datagrams.
     pub sockets: u32,
+    /// Entries of `FRAGMENTS_4` and `FRAGMENTS_6`: one for each packet that came in fragments lately.
+    pub fragments: u32,
+    /// Entries of `INTERFACES`: one for each that leads to a pod.
+    pub interfaces: u32,
     /// A family that is not served: its maps have one entry each, since the programs need all maps.
     pub unserved: Option<Family>,
 }
@@ -73,10 +82,6 @@ pub struct Sizes {
 /// Of so many entries of flows one is the client's half of a connection that is not where selection would lead it. While no backend
 /// fails they are far fewer.
 const FLOWS_PER_DETOUR: u32 = 8;
-/// Packets that came in fragments lately: each is forgotten soon.
-const FRAGMENTS: u32 = 8192;
-/// Interfaces that lead to pods.
-const INTERFACES: u32 = 8192;
 /// Buckets for refusals, as the programs have it.
 const REFUSALS: u32 = 256;
 
@@ -153,6 +158,11 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> MapShape {
 }
 
 impl Sizes {
+    /// What [`Self::fragments`] and [`Self::interfaces`] are when nobody says anything else.
+    pub const FRAGMENTS: u32 = 8192;
+    /// As above.
+    pub const INTERFACES: u32 = 8192;
+
     #[expect(clippy::cast_possible_truncation, reason = "few reasons")]
     pub(crate) fn shapes(&self) -> Vec<MapShape> {
         let Limits { service_ports, slots, .. } = self.limits;
@@ -162,7 +172,7 @@ impl Sizes {
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
             shape::<u32, Budget>("BUDGETS", service_ports),
-            shape::<u32, PodInterface>("INTERFACES", INTERFACES),
+            shape::<u32, PodInterface>("INTERFACES", self.interfaces),
             shape::<u32, TokenBucket>("REFUSALS", REFUSALS),
             shape::<u32, u64>("REASONS", Reason::ALL.len() as u32),
         ];
@@ -186,7 +196,7 @@ impl Sizes {
             shape::<OriginKey<A>, Origin<A>>(names.origins, backends.saturating_mul(ORIGINS_PER_BACKEND)),
             shape::<Tuple<A>, Detour>(names.detours, or_one((self.flows / FLOWS_PER_DETOUR).max(1))),
             shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
-            shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
+            shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(self.fragments)),
             shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, or_one(self.sockets)),
         ]
     }

@@ -246,7 +246,7 @@ impl Object {
         }
         let mut ebpf = loader
             .load(object)
-            .context("the kernel refused the maps: it must be 5.15 or later, and this process needs CAP_BPF")?;
+            .context("the kernel refused the maps: it must be 5.15 or later, this process needs CAP_BPF, and its cgroup memory for them")?;
         for name in [Self::FROM_POD, Self::TO_POD] {
             program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }

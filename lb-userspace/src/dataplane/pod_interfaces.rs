@@ -26,23 +26,28 @@ impl PodInterfaces {
         Ok(Self { table, held })
     }
 
-    /// These are all that there are.
+    /// These are all that there are. Says for how many there is no room.
     ///
     /// # Errors
     /// When the kernel refuses; to be tried again.
-    pub fn set(&mut self, present: &Present) -> Result<()> {
+    pub fn set(&mut self, present: &Present) -> Result<u32> {
         let gone: Vec<u32> = self.held.keys().copied().filter(|index| !present.contains_key(index)).collect();
         for index in gone {
             self.table.remove(&index)?;
             self.held.remove(&index);
         }
+        let mut without_room = 0;
         for (&index, interface) in present {
+            if !self.held.contains_key(&index) && self.held.len() >= self.table.size() as usize {
+                without_room += 1;
+                continue;
+            }
             let entry = PodInterface { netns_id: interface.netns_id.unwrap_or(-1) };
             if self.held.get(&index) != Some(&entry) {
                 self.table.insert(&index, &entry)?;
                 self.held.insert(index, entry);
             }
         }
-        Ok(())
+        Ok(without_room)
     }
 }

@@ -18,6 +18,7 @@ pub(super) struct Kernel {
 pub(super) struct Targets {
     pub(super) entries: IntGaugeVec,
     pub(super) max_entries: IntGaugeVec,
+    pub(super) full: IntGaugeVec,
     pub(super) dropped: IntCounterVec,
     pub(super) passed: IntCounterVec,
     suspects: IntGaugeVec,
@@ -37,6 +38,11 @@ impl Targets {
                 &["map"],
             )?,
             max_entries: add.gauges("viaduct_map_max_entries", "Entries that a map has room for.", &["map"])?,
+            full: add.gauges(
+                "viaduct_map_full",
+                "1 while a map turns away what comes, or gives it the places of what was used least.",
+                &["map"],
+            )?,
             dropped: add.counters("viaduct_dropped_packets_total", "Packets dropped, by reason.", &["reason"])?,
             passed: add.counters(
                 "viaduct_passed_packets_total",

@@ -275,6 +275,11 @@ impl Metrics {
         self.targets.map(map, used, size);
     }
 
+    /// Whether what comes finds no room in a map, or makes what was used least go.
+    pub fn map_full(&self, map: &str, is_full: bool) {
+        self.targets.full.with_label_values(&[map]).set(is_full.into());
+    }
+
     /// What the collector has done, with the processor time that it has taken so far.
     pub fn collected(&self, tick: &Tick, cpu_time: Duration) {
         for (cause, flows) in &tick.collected {

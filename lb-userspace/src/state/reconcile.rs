@@ -71,6 +71,24 @@ pub enum Resource {
     Name,
 }
 
+impl Shortage {
+    /// The map that is full, if one is.
+    #[must_use]
+    pub const fn map(&self) -> Option<&'static str> {
+        Some(match (self.of, self.service_port.family) {
+            (Resource::ServicePorts, _) => "SERVICE_PORTS",
+            (Resource::Slots, _) => "SLOTS",
+            (Resource::Backends, Family::V4) => "BACKENDS_4",
+            (Resource::Backends, Family::V6) => "BACKENDS_6",
+            (Resource::Frontends, Family::V4) => "FRONTENDS_4",
+            (Resource::Frontends, Family::V6) => "FRONTENDS_6",
+            (Resource::Origins, Family::V4) => "ORIGINS_4",
+            (Resource::Origins, Family::V6) => "ORIGINS_6",
+            (Resource::Name, _) => return None,
+        })
+    }
+}
+
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, flag) = match self.of {
@@ -97,8 +115,8 @@ impl fmt::Display for Shortage {
         };
         write!(
             f,
-            "{}: not brought up to date: the node has no {what} left; run `viaduct cleanup` and start the agent with a \
-             larger {flag}",
+            "{}: not brought up to date: the node has no {what} left; start the agent with a larger {flag}, which breaks no \
+             connection",
             self.service_port
         )
     }

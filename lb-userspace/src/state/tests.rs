@@ -458,8 +458,8 @@ fn a_service_port_for_which_there_is_no_room_is_reported_and_the_others_are_serv
     let [shortage] = shortages.as_slice() else { panic!("{shortages:?}") };
     assert_eq!(
         shortage.to_string(),
-        "default/big:/TCP: not brought up to date: the node has no backends left; run `viaduct cleanup` and start the \
-         agent with a larger --max-backends"
+        "default/big:/TCP: not brought up to date: the node has no backends left; start the agent with a larger \
+         --max-backends, which breaks no connection"
     );
 }
 
