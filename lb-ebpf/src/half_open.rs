@@ -50,7 +50,7 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         if work.found.attempt & attempt::ANSWERED == 0 && !is_copy {
             return Some(None);
         }
-    } else if is_proved(ctx, &work.found, work) {
+    } else if has_left(work) || is_proved(ctx, &work.found, work) {
         // SAFETY: as above.
         work.entry = unsafe { *entry };
         promote(work);
@@ -103,14 +103,25 @@ fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
         && (expected == 0 || work.packet.numbers(ctx).1.wrapping_sub(expected) < ACKNOWLEDGED)
 }
 
+/// Whether the mirror is among the others already: put back there, it takes the answers that would prove the flow.
+#[inline(always)]
+fn has_left<A: Ip>(work: &Workspace<A>) -> bool {
+    // SAFETY: a map value, valid for the run of the program.
+    maps::flow(Flows, &work.key).is_some_and(|mirror| unsafe { (*mirror).to.swap() } == work.packet.tuple)
+}
+
 /// Moves a flow, whose client's half is `work.entry`, to the others.
 #[inline(always)]
 fn promote<A: Ip>(work: &mut Workspace<A>) {
-    let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
     // The mirror first: a client's half without one would let replies pass untranslated.
-    // SAFETY: a map value, valid for the run of the program, which is copied by the kernel.
-    if !maps::put_flow(Flows, &work.key, unsafe { &*mirror }) || !maps::put_flow(Flows, &work.packet.tuple, &work.entry)
-    {
+    if !has_left(work) {
+        let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
+        // SAFETY: a map value, valid for the run of the program, which is copied by the kernel.
+        if !maps::put_flow(Flows, &work.key, unsafe { &*mirror }) {
+            return;
+        }
+    }
+    if !maps::put_flow(Flows, &work.packet.tuple, &work.entry) {
         return;
     }
     maps::remove_flow(HalfOpen, &work.packet.tuple);

@@ -38,7 +38,7 @@ impl Model {
             } else {
                 return Some(self.try_another(packet, &flow, now));
             }
-        } else if self.is_proved(packet, &flow) {
+        } else if self.has_left(from, &flow) || self.is_proved(packet, &flow) {
             self.promote(from, &flow);
         }
         Some(Opened::of(&flow))
@@ -82,10 +82,21 @@ impl Model {
         is_proved
     }
 
+    /// Whether the mirror is among the others already, where it takes the answers that would prove the flow.
+    fn has_left(&mut self, from: Tuple, flow: &Flow) -> bool {
+        let has_left = self.flows.get(flow.to.swap()).is_some_and(|mirror| mirror.to == from.swap());
+        if has_left {
+            self.counts.note("promoted: its mirror was before it");
+        }
+        has_left
+    }
+
     fn promote(&mut self, from: Tuple, flow: &Flow) {
         for key in [flow.to.swap(), from] {
             if let Some(half) = self.half_open.get(key) {
-                self.flows.insert(key, half);
+                if key == from || !self.has_left(from, flow) {
+                    self.flows.insert(key, half);
+                }
                 self.half_open.remove(key);
             }
         }
