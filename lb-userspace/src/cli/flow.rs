@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lb_common::abi::{Flow, Hook};
 use lb_common::lifetime::Phase;
 use lb_common::{Address, Tuple};
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::{Format, output, service};
-use crate::dataplane::Maps;
+use crate::dataplane::{Maps, clock};
 
 #[derive(Debug, Serialize)]
 struct FlowRow {
@@ -33,7 +32,7 @@ struct FlowRow {
 
 pub(super) fn list(maps: &Maps, format: Format) -> Result<()> {
     let labels = service::labels(&maps.names()?);
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
+    let now = clock::now()?;
     let mut rows = rows(maps.v4.all_flows()?, &labels, now);
     rows.append(&mut self::rows(maps.v6.all_flows()?, &labels, now));
     rows.sort_by_key(|row| (row.frontend, row.client, row.backend));

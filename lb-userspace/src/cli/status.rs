@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Format, open, output};
 use crate::dataplane::attach::{self, cgroup};
-use crate::dataplane::{MapUse, Object, Pins, SocketLb};
+use crate::dataplane::{MapUse, Notice, Object, Pins, SocketLb};
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -30,6 +30,17 @@ struct Status {
 struct AgentStatus {
     running: bool,
     pid: Option<u32>,
+    /// How many problems stand in its way.
+    problem_count: usize,
+    /// The first of them.
+    problems: Vec<ProblemStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemStatus {
+    /// For how long.
+    seconds: f64,
+    problem: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -88,10 +99,16 @@ fn collect(pins: &Pins) -> Result<Status> {
         status.programs.push(pin.program.clone());
     }
     let pid = pins.holder();
+    // Those of an agent that is gone are nobody's.
+    let notice = if pid.is_some() { Notice::read(pins)? } else { Notice::default() };
+    let problems = notice.problems.into_iter();
+    let problems = problems
+        .map(|standing| ProblemStatus { seconds: standing.age().as_secs_f64(), problem: standing.problem })
+        .collect();
     Ok(Status {
         bpffs: pins.root().to_owned(),
         layout: LAYOUT,
-        agent: AgentStatus { running: pid.is_some(), pid },
+        agent: AgentStatus { running: pid.is_some(), pid, problem_count: notice.count, problems },
         mechanism: attached.first().map(|(mechanism, _)| mechanism.name()),
         programs: [Object::FROM_POD, Object::TO_POD]
             .into_iter()
@@ -134,7 +151,8 @@ fn text(status: &Status) -> String {
         None => "not running; the datapath goes on without it".to_owned(),
     };
     let mut text = format!(
-        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n\n",
+        "Agent:      {agent}\n{}Pinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n\n",
+        problems_text(&status.agent),
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
@@ -174,6 +192,19 @@ fn text(status: &Status) -> String {
         })
         .collect();
     text.push_str(&output::table(["REASON", "PACKETS ARE", "COUNT"], &reasons));
+    text
+}
+
+fn problems_text(agent: &AgentStatus) -> String {
+    let mut text: String = agent
+        .problems
+        .iter()
+        .map(|standing| format!("Problem:    {} (for {:.0} s)\n", standing.problem, standing.seconds))
+        .collect();
+    let more = agent.problem_count - agent.problems.len().min(agent.problem_count);
+    if more > 0 {
+        text.push_str(&format!("Problems:   {more} more, see the agent's log\n"));
+    }
     text
 }
 
