@@ -1,6 +1,7 @@
 //! Interfaces of pods that are made anew under their names.
 
 use std::collections::BTreeSet;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -38,7 +39,9 @@ fn a_pod_whose_interface_is_made_anew_under_its_name_is_served_and_nothing_is_le
     cluster.lab.add_pod("node1", "backend1").unwrap();
     let server = Server::start(cluster.lab.pod("backend1"), &FAMILIES, PORT, 1).unwrap();
     wait_until("both backends answer", SYNC, || answers(cluster.client(), WEB).then_some(())).unwrap();
-    Traffic::start(&[cluster.client(), cluster.node().namespace()]).assert_unbroken();
+    let traffic = cluster.traffic();
+    thread::sleep(Duration::from_secs(1));
+    traffic.assert_unbroken();
     assert!(server.served().connections > 0);
     assert_exact(&cluster);
     assert!(!agent.log().contains(" WARN ") && !agent.log().contains(" ERROR "), "{}", agent.log());

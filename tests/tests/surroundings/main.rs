@@ -118,7 +118,7 @@ impl Cluster {
     fn wait_for(&self, expected: &[(&str, usize)]) {
         let expected: BTreeMap<_, _> = expected.iter().map(|&(name, backends)| (name.to_owned(), backends)).collect();
         let mut last = BTreeMap::new();
-        let outcome = wait_until(&format!("node1 serves {expected:?}"), SYNC, || {
+        let outcome = wait_until(&format!("node1 serves {expected:?}"), 3 * SYNC, || {
             let served = served(&self.pins()).into_iter();
             last = served.map(|(_, (name, backends))| (name, backends.len())).collect();
             (last == expected).then_some(())
