@@ -160,6 +160,8 @@ async fn serve(options: Options) -> Result<()> {
                 sockets.iter().for_each(Sockets::changed);
             }
             () = interfaces.changed() => {
+                // What comes now is pinned where pins can be.
+                home.check(&mut services, &mut coverage);
                 coverage.cover_sockets();
                 let deleted = interfaces.deleted();
                 match interfaces.list().await {

@@ -116,8 +116,6 @@ fn pins_whose_file_system_is_unmounted_are_put_back_and_no_packet_notices() {
     let status = mounts.viaduct(&["status"]).unwrap();
     assert!(status.contains("Agent:      running (pid") && status.contains("2 interfaces"), "{status}");
 
-    println!("{}\n{status}", agent.log());
-
     // Another one mounted over it is the same.
     mounts.mount();
     wait_until("the pins are back", SYNC, || {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::{self, Options};
@@ -53,6 +53,8 @@ pub(super) struct Watch {
     pauses: ExponentialBackoff,
     /// Tells of good answers: a watch that goes on brings no event by itself.
     answers: Arc<Notify>,
+    /// Tells those of the other kinds that the server is back: Services without their EndpointSlices are of no use.
+    back: Arc<Notify>,
     answered: Option<Instant>,
     /// Good answers in a row that came soon after another and brought nothing.
     hasty: u32,
@@ -89,6 +91,7 @@ impl Watch {
         options: &Options,
         server: String,
         metrics: &Arc<Metrics>,
+        back: &Arc<Notify>,
         sender: Sender<Message>,
     ) -> Self {
         Self {
@@ -101,6 +104,7 @@ impl Watch {
             complete: false,
             pauses: pauses(),
             answers: Arc::new(Notify::new()),
+            back: Arc::clone(back),
             answered: None,
             hasty: 0,
             failing_since: None,
@@ -212,12 +216,15 @@ impl Watch {
     }
 
     async fn pause(&mut self, longest: Duration) {
-        sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE).min(longest)).await;
+        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE).min(longest);
+        // Cut short or over, there is nothing more to know.
+        let _ = timeout(pause, self.back.notified()).await;
     }
 
     /// The server has answered well. One that ends each watch at once would be asked thousands of times a second.
     async fn take_answer(&mut self) -> Result<(), Closed> {
         if self.failing_since.take().is_some() {
+            self.back.notify_waiters();
             self.send(Event::Recovered(self.kind)).await?;
         }
         let is_soon = self.answered.replace(Instant::now()).is_some_and(|before| before.elapsed() < SOON);
