@@ -97,6 +97,8 @@ fn established(group: &mut Group<'_>, name: &str, hook: Hook, len: u32) -> Resul
             last_seen: 0,
             packets: 0,
             bytes: 0,
+            sequence: 0,
+            attempt: 0,
         };
         datapath.maps.v4.flows.insert(&in_ring(hook, index), &flow)?;
     }

@@ -99,6 +99,8 @@ pub fn service(number: u32) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
+        ignores_failures: false,
+        new_connections_per_second: None,
     }
 }
 

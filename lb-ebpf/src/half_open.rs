@@ -5,8 +5,9 @@
 //! another backend; the one that answers first has the connection.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::Protocol;
-use lb_common::abi::{AffinityKey, Flow, Hook, Reason, attempt};
+use lb_common::abi::{AffinityKey, Detour, Flow, Hook, Reason, attempt};
+use lb_common::tuple::Zero;
+use lb_common::{Protocol, Tuple};
 
 use crate::atomic::compare_and_swap;
 use crate::flow::{account, now};
@@ -114,6 +115,20 @@ fn promote<A: Ip>(work: &mut Workspace<A>) {
     }
     maps::remove_flow(HalfOpen, &work.packet.tuple);
     maps::remove_flow(HalfOpen, &work.key);
+    if work.packet.tuple.protocol != Protocol::Udp {
+        note_detour(&work.packet.tuple, &work.entry);
+    }
+}
+
+/// Remembers where a connection is that is not where selection would lead it.
+#[inline(always)]
+fn note_detour<A: Ip>(tuple: &Tuple<A>, flow: &Flow<A>) {
+    if flow.attempt & attempt::NUMBER == 0 && flow.to.source_port == tuple.source_port {
+        // Of an earlier connection with these ports.
+        return maps::remove_detour(tuple);
+    }
+    let Flow { backend, generation, to, .. } = *flow;
+    maps::put_detour(tuple, &Detour { backend, generation, source_port: to.source_port, reserved: Zero::ZERO });
 }
 
 /// Removes the packet's half-open flow, and its mirror unless that belongs to another flow.
@@ -206,7 +221,7 @@ pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Re
             return Err(Reason::LateAnswer);
         }
         health::answered::<A>(work.found.backend, work.found.generation);
-        if !wins(work) {
+        if !wins(ctx, work) {
             return Err(Reason::LateAnswer);
         }
         stay(work);
@@ -219,9 +234,10 @@ pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Re
     Ok(true)
 }
 
-/// Whether no other backend has answered the flow of this mirror. The client's half then leads to this one.
+/// Whether this is an answer to the opening that goes on, and no other backend has answered that. The client's half then leads to
+/// this one.
 #[inline(always)]
-fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
+fn wins<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     work.owner = work.found.to.swap();
     let Some(half) = maps::flow(HalfOpen, &work.owner) else {
         // SAFETY: a map value, valid for the run of the program.
@@ -233,11 +249,15 @@ fn wins<A: Ip>(work: &mut Workspace<A>) -> bool {
         };
     };
     // SAFETY: a map value, valid for the run of the program.
-    let (was_answered, is_led_here) =
-        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple) };
+    let (was_answered, is_led_here, sequence) =
+        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple, (*half).sequence) };
     if was_answered {
         // Numbers of choices are the same in each opening.
         return is_led_here;
+    }
+    if work.packet.is_syn_ack() && work.packet.numbers(ctx).1.wrapping_sub(sequence) > ACKNOWLEDGED {
+        // To the SYN of an earlier one.
+        return false;
     }
     let is_claimed = claim(half, work.found.attempt);
     if is_claimed && !is_led_here {
@@ -268,6 +288,31 @@ fn claim<A: Ip>(half: *mut Flow<A>, own: u32) -> bool {
         let found = compare_and_swap(word, seen, claimed);
         found == seen || found == claimed
     }
+}
+
+/// An error says that a backend cannot be reached, about the flow whose replies look like `work.key`. True: the client need not
+/// hear it, since its next SYN will go to another one. `sequence` is what the error quotes of TCP.
+#[inline(never)]
+pub fn unreachable<A: Ip>(sequence: u32, work: &mut Workspace<A>) -> bool {
+    let Some(mirror) = maps::any_flow(&work.key) else { return false };
+    // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
+    work.found = unsafe { *mirror };
+    let (_, flags) = maps::policy_of(work.found.service_port);
+    if work.found.packets != 0 || maps::slots_of(work.found.service_port).len <= 1 || !health::is_watched(flags) {
+        return false;
+    }
+    let is_tcp = work.key.protocol == Protocol::Tcp;
+    if is_tcp {
+        work.owner = work.found.to.swap();
+        let Some(half) = maps::flow(HalfOpen, &work.owner) else { return false };
+        // Who has not seen the SYN does not know its number (RFC 5927 section 4.1).
+        // SAFETY: as above.
+        if unsafe { (*half).attempt & attempt::ANSWERED != 0 || (*half).sequence != sequence } {
+            return false;
+        }
+    }
+    health::failed::<A>(work.found.backend, work.found.generation, now());
+    is_tcp
 }
 
 /// The client stays with the backend that has answered, where clients do.

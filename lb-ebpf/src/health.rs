@@ -13,6 +13,8 @@ const FAILURES: u32 = 3;
 const PROBE_PAUSE: u64 = 1_000_000_000;
 /// How long datagrams pass it over before one of them is the trial, nanoseconds: nobody retransmits them for us.
 const DATAGRAM_PAUSE: u64 = 5_000_000_000;
+/// For how long processes pass over one that nothing has tried again, nanoseconds.
+const MEMORY: u64 = 30_000_000_000;
 
 /// Whether the backends of a service port with these flags are watched.
 #[inline(always)]
@@ -26,6 +28,15 @@ pub fn is_suspect<A: Ip>(selected: &Selected<A>) -> bool {
     let Some(health) = maps::health::<A>(selected.id) else { return false };
     // SAFETY: an array entry, valid for the run of the program; other CPUs may write it, each field as a whole.
     unsafe { (*health).suspect_since != 0 && (*health).generation == selected.generation }
+}
+
+/// Whether a process should not be led to a backend: it is suspect, and was found so a moment ago. Nothing tries a backend
+/// for processes but their own connections, so what has not been seen for longer says nothing.
+#[inline(always)]
+pub fn is_suspect_lately<A: Ip>(selected: &Selected<A>, now: u64) -> bool {
+    let Some(health) = maps::health::<A>(selected.id) else { return false };
+    // SAFETY: as above.
+    is_suspect(selected) && now.saturating_sub(unsafe { (*health).probed }) < MEMORY
 }
 
 /// Whether it is time to try a suspect again; then it is not for some time.
@@ -65,9 +76,11 @@ pub fn failed<A: Ip>(backend: u32, generation: u32, now: u64) {
             *health = Health { generation, ..Health::default() };
         }
         (*health).failures += 1;
-        if (*health).failures >= FAILURES && (*health).suspect_since == 0 {
+        if (*health).failures >= FAILURES {
             (*health).probed = now;
-            (*health).suspect_since = now;
+            if (*health).suspect_since == 0 {
+                (*health).suspect_since = now;
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::ip::{Ip, Part};
 use crate::maps::Workspace;
 use crate::packet::{Next, Packet, bounded, ptr_at, send_back, set_mark};
 use crate::rewrite::make_up_for;
-use crate::{maps, settings};
+use crate::{half_open, maps, settings};
 
 /// What an error quotes at the least of a transport header (RFC 792), bytes.
 const QUOTED: usize = 8;
@@ -38,9 +38,9 @@ pub fn message<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Resul
     }
     let Some(header) = ptr_at::<IcmpHeader>(ctx, l4) else { return Err(Reason::Malformed) };
     // SAFETY: bounds were checked by `ptr_at`.
-    let kind = unsafe { (*header).kind };
+    let (kind, code) = unsafe { ((*header).kind, (*header).code) };
     if A::is_error(kind) {
-        return error(ctx, work, at);
+        return error(ctx, work, at, A::is_unreachable(kind, code));
     }
     if at == At::FromPod && kind == A::ECHO_REQUEST && settings::options() & options::ANSWER_ECHO != 0 {
         return echo(ctx, &work.packet);
@@ -51,7 +51,7 @@ pub fn message<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Resul
 /// An error about a packet that was translated, or about the reply to one: what it quotes was seen behind the translation,
 /// and is turned back. So are its own addresses, if they are the flow's; a router's is not.
 #[inline(always)]
-fn error<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Result<Next, Reason> {
+fn error<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At, is_unreachable: bool) -> Result<Next, Reason> {
     let inner_at = bounded(work.packet.l4() + size_of::<IcmpHeader>());
     if A::quoted(ctx, inner_at, &mut work.network).is_none() {
         return Ok(Next::Pass);
@@ -82,6 +82,13 @@ fn error<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At) -> Result<Next
     };
     if (at == At::ToPod) != (hook == Hook::ToPod) {
         return Ok(Next::Pass);
+    }
+    if is_unreachable && hook == Hook::ToPod {
+        let sequence = ptr_at::<u32>(ctx, bounded(inner_l4 + size_of::<Ports>())).ok_or(Reason::Malformed)?;
+        // SAFETY: bounds were checked by `ptr_at`.
+        if half_open::unreachable(unsafe { u32::from_be(*sequence) }, work) {
+            return Err(Reason::Unreachable);
+        }
     }
     turn_back(ctx, work).ok_or(Reason::Rewrite)?;
     readdress(ctx, work).ok_or(Reason::Rewrite)?;

@@ -83,6 +83,9 @@ pub trait Ip: Maps + Answer + Global {
     /// Whether an ICMP message of this type quotes the packet that is to blame.
     fn is_error(kind: u8) -> bool;
 
+    /// Whether an ICMP message of this type and code says that a machine or a port cannot be reached.
+    fn is_unreachable(kind: u8, code: u8) -> bool;
+
     /// From whom a pod hears that dials itself.
     fn hairpin() -> Self;
 
@@ -113,6 +116,12 @@ impl Ip for Address4 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 3 | 11 | 12)
+    }
+
+    /// RFC 792, RFC 1122 section 3.2.2.1. Code 4 says that the packet is too long.
+    #[inline(always)]
+    fn is_unreachable(kind: u8, code: u8) -> bool {
+        kind == 3 && code != 4
     }
 
     #[inline(always)]
@@ -204,6 +213,12 @@ impl Ip for Address6 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 1..=4)
+    }
+
+    /// RFC 4443 section 3.1.
+    #[inline(always)]
+    fn is_unreachable(kind: u8, _code: u8) -> bool {
+        kind == 1
     }
 
     #[inline(always)]

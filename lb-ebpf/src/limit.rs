@@ -34,7 +34,7 @@ pub fn may_open(service_port: u32, now: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
     let Some((limit, budget)) = maps::budget_of(service_port) else { return true };
     let word = budget.cast::<u64>();
-    let second = now / SECOND << 32;
+    let second = (now / SECOND) << 32;
     // SAFETY: an array entry, valid for the run of the program; its two fields fill an aligned word.
     unsafe {
         let seen = word.read_volatile();
@@ -42,7 +42,7 @@ pub fn may_open(service_port: u32, now: u64) -> bool {
         if opened >= u64::from(limit) {
             return false;
         }
-        compare_and_swap(word, seen, second | opened + 1);
+        compare_and_swap(word, seen, second | (opened + 1));
     }
     true
 }

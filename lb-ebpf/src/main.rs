@@ -40,8 +40,8 @@ mod settings;
 mod sock;
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};
 use lb_common::abi::Reason;
 use lb_common::{Address4, Address6};
 
@@ -159,6 +159,13 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     if is_mapped(&ctx) { sock::name(&Call::<Mapped>::new(&ctx)) } else { sock::name(&Call::<V6>::new(&ctx)) }
+}
+
+/// What becomes of the connections of processes.
+#[sock_ops]
+pub fn connections(ctx: SockOpsContext) -> u32 {
+    sock::event(&ctx);
+    1
 }
 
 #[cfg(target_arch = "bpf")]

@@ -7,9 +7,9 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Budget, Flow, Fragment, FragmentKey, Frontend, FrontendKey, Health,
-    Origin, OriginKey, PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange,
-    SocketKey, SocketPeer, TokenBucket, Vip, vip_flags,
+    Affinity, AffinityKey, Backend, BackendStats, Budget, Detour, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
+    Health, Origin, OriginKey, PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair,
+    SlotRange, SocketKey, SocketPeer, TokenBucket, Vip, vip_flags,
 };
 use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 
@@ -62,6 +62,7 @@ pub trait Maps: Address {
     fn flows(table: Table) -> &'static Lru<Tuple<Self>, Flow<Self>>;
     fn health() -> &'static Array<Health, 1, MMAPABLE>;
     fn origins() -> &'static Hash<OriginKey<Self>, Origin<Self>>;
+    fn detours() -> &'static Lru<Tuple<Self>, Detour>;
     fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity>;
     fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment>;
     fn sockets() -> &'static Lru<SocketKey<Self>, SocketPeer<Self>>;
@@ -109,7 +110,7 @@ pub struct Workspace<A> {
 }
 
 macro_rules! family {
-    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $origins:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
+    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $origins:ident, $detours:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
         #[btf_map]
         static $frontends: Hash<FrontendKey<$address>, Frontend> = HashMap::new();
         #[btf_map]
@@ -126,6 +127,8 @@ macro_rules! family {
         static $health: Array<Health, 1, MMAPABLE> = Array::new();
         #[btf_map]
         static $origins: Hash<OriginKey<$address>, Origin<$address>> = HashMap::new();
+        #[btf_map]
+        static $detours: Lru<Tuple<$address>, Detour> = LruHashMap::new();
         #[btf_map]
         static $affinity: Lru<AffinityKey<$address>, Affinity> = LruHashMap::new();
         #[btf_map]
@@ -168,6 +171,10 @@ macro_rules! family {
                 &$origins
             }
             #[inline(always)]
+            fn detours() -> &'static Lru<Tuple<Self>, Detour> {
+                &$detours
+            }
+            #[inline(always)]
             fn affinities() -> &'static Lru<AffinityKey<Self>, Affinity> {
                 &$affinity
             }
@@ -198,6 +205,7 @@ family!(
     HALF_OPEN_4,
     HEALTH_4,
     ORIGINS_4,
+    DETOURS_4,
     AFFINITY_4,
     FRAGMENTS_4,
     SOCKETS_4,
@@ -213,6 +221,7 @@ family!(
     HALF_OPEN_6,
     HEALTH_6,
     ORIGINS_6,
+    DETOURS_6,
     AFFINITY_6,
     FRAGMENTS_6,
     SOCKETS_6,
@@ -330,6 +339,27 @@ pub fn budget_of(service_port: u32) -> Option<(u32, *mut Budget)> {
     let word = unsafe { (&raw const (*entry).budget).cast::<u64>().read_volatile() };
     let limit = (word & 0xffff_ffff) as u32;
     if limit == 0 { None } else { Some((limit, BUDGETS.get_ptr_mut(service_port)?)) }
+}
+
+#[inline(always)]
+pub fn detour<A: Maps>(tuple: &Tuple<A>) -> Option<Detour> {
+    count_lookup();
+    // SAFETY: copied at once.
+    unsafe { A::detours().get(tuple).copied() }
+}
+
+#[inline(always)]
+pub fn put_detour<A: Maps>(tuple: &Tuple<A>, detour: &Detour) {
+    // A full table evicts: nothing more can be done.
+    let _ = A::detours().insert(tuple, detour, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+pub fn remove_detour<A: Maps>(tuple: &Tuple<A>) {
+    // Looked up first, since removing takes a lock, and mostly there is nothing to remove.
+    if A::detours().get_ptr(tuple).is_some() {
+        let _ = A::detours().remove(tuple);
+    }
 }
 
 /// One of the frontends that lead to a backend.

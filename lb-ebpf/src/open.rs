@@ -10,7 +10,7 @@ use crate::ip::Ip;
 use crate::maps::{Table, Workspace};
 use crate::packet::{self, Packet};
 use crate::reason;
-use crate::select::select;
+use crate::select::{select, select_former};
 use crate::{affinity, direct, health, lifetime, limit, maps, settings};
 
 /// How many choices a flow has, before it is given another source port than the client's, and how many of those. While half of the
@@ -132,17 +132,23 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
         return Err(reason::of_empty(flags));
     }
     work.now = now();
-    if !limit::may_open(service_port, work.now) {
-        return Err(Reason::Budget);
+    work.attempt = 0;
+    work.except = Flow::<A>::NO_BACKEND;
+    let is_new = work.packet.is_syn() || work.packet.tuple.protocol == Protocol::Udp;
+    if is_new {
+        if !limit::may_open(service_port, work.now) {
+            return Err(Reason::Budget);
+        }
+    } else if let Some(hook) = take_detour(ctx, service_port, work) {
+        return Ok(hook);
     }
     work.client = AffinityKey { client: work.packet.tuple.source, service_port };
-    let is_watched = slots.len > 1 && health::is_watched(flags);
+    // A connection whose flow was lost is where it is, whether that answers or not.
+    let is_watched = is_new && slots.len > 1 && health::is_watched(flags);
     let had = affinity != 0 && affinity::stays(&work.client, affinity, work.now, &mut work.selected);
     // Its answer will tell with whom the client stays from now on.
     let leaves = had && is_watched && health::is_suspect(&work.selected);
     let stays = had && !leaves;
-    work.attempt = 0;
-    work.except = Flow::<A>::NO_BACKEND;
     let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched), work)? };
     let hook = match found {
         Some(hook) => hook,
@@ -162,6 +168,20 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
         return take_any_port(ctx, work);
     }
     Ok(hook)
+}
+
+/// Takes up a connection whose flow was lost, and which is not where selection would lead it.
+#[inline(always)]
+fn take_detour<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>) -> Option<Hook> {
+    let detour = maps::detour(&work.packet.tuple)?;
+    if !select_former(detour.backend, detour.generation, service_port, &mut work.selected) {
+        return None;
+    }
+    work.namespace = direct::namespace_of(packet::interface(ctx));
+    let hook = take(ctx, detour.source_port, work)?;
+    // Other than 0: it is a detour again when it is promoted.
+    work.attempt = 1;
+    Some(hook)
 }
 
 /// Takes the first of the choices from `work.attempt` on that is not `work.except`. `None`: all of them are suspect, or have the replies of other
@@ -185,10 +205,11 @@ pub fn pick<A: Ip>(
             continue;
         }
         if is_watched && health::is_suspect(&work.selected) {
-            let is_due = health::is_probe_due::<A>(work.selected.id, is_datagram, work.now);
+            let may_try = work.probe == NO_PROBE && work.except == Flow::<A>::NO_BACKEND;
+            let is_due = may_try && health::is_probe_due::<A>(work.selected.id, is_datagram, work.now);
             if !is_due || !is_datagram {
                 health::count_skipped::<A>(work.selected.id);
-                if is_due && work.packet.is_syn() {
+                if is_due {
                     work.probe = work.attempt;
                 }
                 continue;

@@ -38,6 +38,10 @@ pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     for number in 0..ORIGINS {
         key.number = number;
         let Some(origin) = maps::origin(&key) else { return false };
+        if work.key.protocol == Protocol::Sctp && origin.port != work.key.source_port {
+            // The checksum of SCTP covers the ports: such a flow cannot have been.
+            continue;
+        }
         work.owner.destination = origin.address;
         work.owner.destination_port = origin.port;
         if put_back(ctx, &origin, is_hairpin, work) {

@@ -31,6 +31,15 @@ pub fn select_again<A: Ip>(id: u32, generation: u32, selected: &mut Selected<A>)
     word::<A>(id) == Some(Backend::<A>::word(generation, BackendState::Active)) && read(id, selected).is_some()
 }
 
+/// Puts the backend with this id into `selected`. False: it is no longer the one of this generation, or of this service port.
+#[inline(always)]
+pub fn select_former<A: Ip>(id: u32, generation: u32, service_port: u32, selected: &mut Selected<A>) -> bool {
+    let Some(backend) = maps::backend::<A>(id) else { return false };
+    // SAFETY: as in `read`.
+    let is_ours = unsafe { (*backend).service_port == service_port };
+    is_ours && read(id, selected).is_some() && selected.generation == generation
+}
+
 /// The state of a backend.
 #[inline(always)]
 fn read<A: Ip>(id: u32, selected: &mut Selected<A>) -> Option<u32> {

@@ -5,22 +5,25 @@
 //! what it dials leads to the backend, so that it stays there, and the backend leads to what it dials ([`SocketSide`]).
 
 mod call;
+mod events;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use lb_common::Protocol;
 use lb_common::abi::{AffinityKey, Reason, SlotRange, SocketPeer, SocketSide, handover};
 use lb_common::tuple::Zero;
 
 use self::call::Peer;
 pub use self::call::{Call, Mapped, Place, V4, V6, is_mapped};
+pub use self::events::event;
 use crate::flow::now;
 use crate::ip::Ip;
 use crate::open::count_connection;
 use crate::reason::{self, service_drop};
 use crate::select::{Selected, is_current, select};
-use crate::{affinity, limit, maps, settings};
+use crate::{affinity, health, limit, maps, settings};
 
-/// How many choices a UDP socket has for a backend that it does not know by another virtual address yet: by the address of
-/// the backend it could not be told which of the two has answered.
+/// How many choices there are for a backend that is not suspect, and that the socket does not know by another virtual address yet: by
+/// the address of the backend it could not be told which of the two has answered.
 const ATTEMPTS: u32 = 16;
 
 /// What a program answers with: 0 makes the system call fail.
@@ -74,7 +77,7 @@ fn connect_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<()
     // backend.
     // SAFETY: has no preconditions.
     let moment = unsafe { bpf_ktime_get_ns() };
-    let selected = choose(call, dialled, service_port, Choice { port: (moment & 0xffff) as u16, attempts: 0 })?;
+    let selected = choose(call, dialled, service_port, (moment & 0xffff) as u16)?;
     remember(call, dialled, &selected, service_port);
     call.set_peer(selected.address, selected.port);
     Ok(())
@@ -109,7 +112,7 @@ fn send_to<P: Place>(call: &Call<P>, dialled: &Peer<P::Address>) -> Result<(), R
         }
         _ if settings::handover() == handover::TO_ANOTHER => return Ok(()),
         _ => {
-            let selected = choose(call, dialled, service_port, Choice { port: 0, attempts: ATTEMPTS })?;
+            let selected = choose(call, dialled, service_port, 0)?;
             maps::put_socket(&forward, &peer(selected.address, selected.port, &selected, service_port));
             selected
         }
@@ -133,21 +136,13 @@ fn service_port<A: Ip>(dialled: &Peer<A>) -> Result<Option<u32>, Reason> {
     Ok(service_port)
 }
 
-/// What a backend is selected by, besides socket and service.
-struct Choice {
-    /// Stands in for the client's.
-    port: u16,
-    /// How many choices there are for a backend that is unknown to the socket.
-    attempts: u32,
-}
-
-/// The backend for a new connection or exchange.
+/// The backend for a new connection or exchange. `port` stands in for the client's.
 #[inline(always)]
 fn choose<P: Place>(
     call: &Call<P>,
     dialled: &Peer<P::Address>,
     service_port: u32,
-    choice: Choice,
+    port: u16,
 ) -> Result<Selected<P::Address>, Reason> {
     let slots = maps::slots_of(service_port);
     let (affinity, flags) = maps::policy_of(service_port);
@@ -160,11 +155,13 @@ fn choose<P: Place>(
     if !limit::may_open(service_port, now) {
         return Err(service_drop(service_port, Reason::Budget));
     }
-    let stays = affinity != 0 && affinity::stays(&key, affinity, now, &mut selected);
-    if !stays && !select_unknown(call, dialled, slots, choice, &mut selected) {
+    let is_watched = slots.len > 1 && health::is_watched(flags);
+    let had = affinity != 0 && affinity::stays(&key, affinity, now, &mut selected);
+    let stays = had && !(is_watched && health::is_suspect_lately(&selected, now));
+    if !stays && !select_other(call, dialled, slots, port, is_watched, now, &mut selected) {
         return Err(service_drop(service_port, Reason::BadSlot));
     }
-    if affinity != 0 && !affinity::keep(&key, &selected, stays, now) {
+    if affinity != 0 && !affinity::keep(&key, &selected, had, now) {
         // Another process has come to a backend since we looked; if that counts no more, ours does as well.
         affinity::stays(&key, affinity, now, &mut selected);
     }
@@ -172,20 +169,30 @@ fn choose<P: Place>(
     Ok(selected)
 }
 
-/// Selects the first of some choices that the socket does not know by another virtual address. False: the slots contradict
-/// the backends.
+/// Selects the first of some choices that is not suspect, and that the socket does not know by another virtual address. False: the
+/// slots contradict the backends.
 #[inline(always)]
-fn select_unknown<P: Place>(
+fn select_other<P: Place>(
     call: &Call<P>,
     dialled: &Peer<P::Address>,
     slots: SlotRange,
-    Choice { port, attempts }: Choice,
+    port: u16,
+    is_watched: bool,
+    now: u64,
     selected: &mut Selected<P::Address>,
 ) -> bool {
     let tuple = call.tuple(dialled, port);
-    for attempt in 0..attempts {
+    for attempt in 0..ATTEMPTS {
         if !select(&tuple, slots, attempt, selected) {
             return false;
+        }
+        if is_watched && health::is_suspect_lately(selected, now) {
+            health::count_skipped::<P::Address>(selected.id);
+            continue;
+        }
+        if dialled.protocol == Protocol::Tcp {
+            // Each socket has one peer only.
+            return true;
         }
         let backend = Peer { address: selected.address, port: selected.port, protocol: dialled.protocol };
         match maps::socket(&call.key(&backend, SocketSide::Network)) {

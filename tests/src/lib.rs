@@ -55,6 +55,7 @@
 pub mod addresses;
 pub mod agent;
 pub mod apiserver;
+pub mod build;
 pub mod client;
 pub mod command;
 pub mod daemonset;
@@ -76,6 +77,7 @@ pub mod wiring;
 pub use addresses::Family;
 pub use agent::Agent;
 pub use apiserver::ApiServer;
+pub use build::Build;
 pub use client::{HttpAnswer, HttpConnection, Tally, bulk_http, bulk_udp, http_get};
 pub use deadline::{scaled, wait_until};
 pub use lab::{Lab, Node, Outside, Pod};

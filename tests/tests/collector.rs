@@ -3,8 +3,7 @@
 #![cfg(test)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::deadline::scaled;
 use viaduct_tests::reaper::Reaper;
 use viaduct_tests::{
-    EndpointSliceManifest, HttpConnection, Lab, Node, ServiceManifest, Topology, bulk_udp, needs_root, wait_until,
+    EndpointSliceManifest, HttpConnection, Lab, ServiceManifest, Topology, bulk_udp, needs_root, wait_until,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -282,17 +281,6 @@ fn at(address: &str) -> SocketAddr {
     address.parse().unwrap()
 }
 
-/// What /metrics of a node's agent tells of a series, named as the text has it.
-fn series(node: &Node, name: &str) -> f64 {
-    let text = node.namespace().run(|| {
-        let mut stream = TcpStream::connect("127.0.0.1:10249").unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
-        io::read_to_string(stream).unwrap()
-    });
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
-}
-
 /// How many flows of a protocol `viaduct flow list` has.
 fn listed(rows: &Value, protocol: &str) -> usize {
     rows.as_array().unwrap().iter().filter(|row| row["protocol"] == protocol).count()
@@ -328,13 +316,14 @@ fn flows_vanish_when_they_are_idle_and_those_that_may_be_idle_longer_go_on() {
     assert_eq!((listed(&rows, "TCP"), &tcp["state"]), (1, &"established".into()), "{rows}");
     assert!(tcp["idle_seconds"].as_f64().unwrap() > 2.0, "{rows}");
     connection.get().unwrap();
+    let metric = |name: &str| node.metric(name).unwrap();
     let counted = "viaduct_flow_entries{ip_family=\"IPv4\",protocol=\"TCP\"}";
     wait_until("the collector has counted", scaled(Duration::from_secs(10)), || {
-        (series(node, counted) == 2.0 && series(node, "viaduct_map_entries{map=\"FLOWS_4\"}") == 2.0).then_some(())
+        [counted, "viaduct_map_entries{map=\"FLOWS_4\"}"].iter().all(|name| metric(name) == 2.0).then_some(())
     })
     .unwrap();
-    assert_eq!(series(node, "viaduct_flows_collected_total{reason=\"expired\"}"), udp as f64);
-    assert!(series(node, "viaduct_collector_seconds_total") > 0.0);
+    assert_eq!(metric("viaduct_flows_collected_total{reason=\"expired\"}"), udp as f64);
+    assert!(metric("viaduct_collector_seconds_total") > 0.0);
 
     // What was open before an agent started is collected by the times that this one has.
     agent.stop().unwrap();

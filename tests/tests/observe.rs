@@ -19,7 +19,7 @@ const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
-const NAMES: [&str; 35] = [
+const NAMES: [&str; 39] = [
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -43,6 +43,10 @@ const NAMES: [&str; 35] = [
     "viaduct_collector_seconds_total",
     "viaduct_dropped_packets_total",
     "viaduct_passed_packets_total",
+    "viaduct_suspect_backends",
+    "viaduct_backend_failures_total",
+    "viaduct_backend_skips_total",
+    "viaduct_backend_recoveries_total",
     "viaduct_interfaces",
     "viaduct_problems",
     "viaduct_api_errors_total",

@@ -48,7 +48,7 @@ impl Need {
 /// A program that we run, the Debian package it comes in, and what for.
 type Program = (&'static str, &'static str, &'static str);
 
-const LAB: [Program; 8] = [
+const LAB: [Program; 10] = [
     ("ip", "iproute2", "network namespaces, interfaces and routes of the lab"),
     ("bpftool", "bpftool", "reads the pinned maps and programs"),
     ("tcpdump", "tcpdump", "keeps the packets of a failing test"),
@@ -57,6 +57,8 @@ const LAB: [Program; 8] = [
     ("kubectl", "kubernetes-client", "reads the lab's API server as people do"),
     ("faketime", "faketime", "lets the clock of an agent jump"),
     ("nft", "nftables", "rules as kube-proxy has them, to migrate from"),
+    ("iptables-restore", "iptables", "rules as kube-proxy has them, to compare with"),
+    ("conntrack", "conntrack", "lets kube-proxy's rules lose their connections, to compare with"),
 ];
 const PROGRAMS: [Program; 8] = [
     ("nginx", "nginx", "serves files to curl in a test"),

@@ -135,6 +135,21 @@ pub struct Affinity {
     pub last_used: u64,
 }
 
+/// Value of `DETOURS_4` and `DETOURS_6`, whose keys are what clients send: a connection that is not where selection would lead it,
+/// since the first choice was not to be had when it was opened. Asked when its flow was lost.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Detour {
+    /// The backend, an index into `BACKENDS_4` or `BACKENDS_6`.
+    pub backend: u32,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// The source port that the backend sees, in the byte order of the machine.
+    pub source_port: u16,
+    /// Always zero.
+    pub reserved: Zero<2>,
+}
+
 /// Key of `FRAGMENTS_4` and `FRAGMENTS_6`: what the fragments of a packet have in common (RFC 791, RFC 8200).
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, Immutable, KnownLayout)]

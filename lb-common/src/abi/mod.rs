@@ -12,7 +12,7 @@ mod settings;
 mod socket;
 
 pub use self::flow::{
-    Affinity, AffinityKey, AffinityKey4, AffinityKey6, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
+    Affinity, AffinityKey, AffinityKey4, AffinityKey6, Detour, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
     FragmentKey6, Hook, PodInterface, TokenBucket, attempt,
 };
 pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};

@@ -35,7 +35,7 @@ pub struct V6;
 pub struct Mapped;
 
 /// The first three words of an IPv4-mapped address (RFC 4291, 2.5.5.2).
-const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
+pub(super) const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
 
 // Contexts are read and written by whole words, and volatile: the verifier wants each access as it stands, at a constant
 // offset, where the compiler would join some.
@@ -130,7 +130,7 @@ impl Place for V6 {
 }
 
 #[inline(always)]
-fn words(read: impl Fn(usize) -> u32) -> Address6 {
+pub(super) fn words(read: impl Fn(usize) -> u32) -> Address6 {
     // SAFETY: any words are bytes.
     Address6 { octets: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>([read(0), read(1), read(2), read(3)]) } }
 }

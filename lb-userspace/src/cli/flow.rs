@@ -72,7 +72,7 @@ fn rows<A: Address>(flows: Vec<(Tuple<A>, Flow<A>)>, labels: &BTreeMap<u32, Stri
                 backend: SocketAddr::new(flow.to.destination.ip(), flow.to.destination_port),
                 service: labels.get(&flow.service_port).cloned().unwrap_or_default(),
                 state: state(Phase::of(from.protocol, flow, mirror)),
-                idle_seconds: now.saturating_sub(Duration::from_nanos(last_seen)).as_secs_f64(),
+                idle_seconds: output::seconds(last_seen, now),
                 packets_to_backend: flow.packets,
                 bytes_to_backend: flow.bytes,
                 packets_to_client: mirror.map_or(0, |mirror| mirror.packets),

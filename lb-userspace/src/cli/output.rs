@@ -1,11 +1,17 @@
 //! Tables and JSON.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::Format;
+
+/// How long ago something was, by the nanoseconds of [`crate::dataplane::clock`].
+pub(super) fn seconds(since: u64, now: Duration) -> f64 {
+    now.saturating_sub(Duration::from_nanos(since)).as_secs_f64()
+}
 
 /// Prints rows as a table with these columns, or as a JSON array.
 pub(super) fn print<T: Serialize, const N: usize>(

@@ -8,7 +8,7 @@ use lb_common::abi::{BackendState, Family, Scope, ServiceName, TrafficPolicy, se
 use serde::Serialize;
 
 use super::{Format, output};
-use crate::dataplane::Maps;
+use crate::dataplane::{Maps, clock};
 
 #[derive(Debug, Serialize)]
 struct ServiceRow {
@@ -26,6 +26,10 @@ struct ServiceRow {
     without_backends: &'static str,
     /// How long a client stays with its backend after its latest new connection; none without session affinity.
     affinity_seconds: Option<u32>,
+    /// How many connections may be opened each second; none without a budget.
+    new_connections_per_second: Option<u32>,
+    /// Whether backends that do not answer are passed over, where the agent's `--passive-health` is on.
+    passive_health: bool,
     connections: u64,
     drops: u64,
     id: u32,
@@ -56,6 +60,8 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
             slots: port.slots.len,
             without_backends: if port.flags & service_port_flags::DROP_WHEN_EMPTY == 0 { "refuse" } else { "drop" },
             affinity_seconds: Some(port.affinity).filter(|&seconds| seconds > 0),
+            new_connections_per_second: Some(port.budget).filter(|&budget| budget > 0),
+            passive_health: port.flags & service_port_flags::NO_PASSIVE_HEALTH == 0,
             connections: stats.connections,
             drops: stats.drops,
             id,
@@ -67,7 +73,19 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
     output::print(
         format,
         &rows,
-        ["NAMESPACE", "NAME", "PORT", "FRONTEND", "PROTOCOL", "BACKENDS", "AFFINITY", "CONNECTIONS", "DROPS"],
+        [
+            "NAMESPACE",
+            "NAME",
+            "PORT",
+            "FRONTEND",
+            "PROTOCOL",
+            "BACKENDS",
+            "AFFINITY",
+            "BUDGET",
+            "HEALTH",
+            "CONNECTIONS",
+            "DROPS",
+        ],
         |row| {
             [
                 row.namespace.clone(),
@@ -76,7 +94,9 @@ pub(super) fn services(maps: &Maps, format: Format) -> Result<()> {
                 row.frontend.to_string(),
                 row.protocol.to_owned(),
                 row.backends.to_string(),
-                row.affinity_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds}s")),
+                dash_or(row.affinity_seconds, |seconds| format!("{seconds}s")),
+                dash_or(row.new_connections_per_second, |connections| format!("{connections}/s")),
+                if row.passive_health { "-" } else { "off" }.to_owned(),
                 row.connections.to_string(),
                 row.drops.to_string(),
             ]
@@ -93,17 +113,27 @@ struct BackendRow {
     backend: SocketAddr,
     /// Of which endpoints of the Service it is one.
     endpoints: &'static str,
-    /// `active`, or `draining`: it gets nothing new.
+    /// `active`; `suspect`: passed over, since it has not answered; or `draining`: it gets nothing new, whether it would
+    /// answer or not.
     state: &'static str,
-    /// Part of the service's new connections that it gets, 0 to 1.
+    /// For how long it has been suspect; none while it is not.
+    suspect_seconds: Option<f64>,
+    /// Part of the service's new connections that it gets while all backends answer, 0 to 1.
     share: f64,
     connections: u64,
+    /// How many SYNs it has left unanswered, or could not be reached by.
+    failures: u64,
+    /// How many new connections have passed it over.
+    skipped: u64,
+    /// How many times it was suspect and has answered again.
+    recoveries: u64,
     id: u32,
     generation: u32,
 }
 
 pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
     let names = maps.names()?;
+    let now = clock::now()?;
     let mut shares: HashMap<(Family, u32), f64> = HashMap::new();
     for (&service_port, name) in &names {
         let slots = maps.slots(maps.service_port(service_port).slots);
@@ -113,12 +143,15 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
     }
     let mut rows = Vec::new();
     for (id, backend) in maps.backends()? {
+        let suspect_since = maps.suspect_since(id, &backend)?;
         let state = match backend.state {
+            BackendState::Active if suspect_since.is_some() => "suspect",
             BackendState::Active => "active",
             BackendState::Draining => "draining",
             BackendState::Free | BackendState::Removed => continue,
         };
         let Some(name) = names.get(&backend.service_port) else { continue };
+        let stats = maps.backend_stats(name.family, id)?;
         rows.push(BackendRow {
             namespace: text(name.namespace.as_str()),
             service: text(name.service.as_str()),
@@ -127,8 +160,12 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
             backend: backend.address,
             endpoints: endpoints(name),
             state,
+            suspect_seconds: suspect_since.map(|since| output::seconds(since, now)),
             share: shares.get(&(name.family, id)).copied().unwrap_or_default(),
-            connections: maps.backend_stats(name.family, id)?.connections,
+            connections: stats.connections,
+            failures: stats.failures,
+            skipped: stats.skipped,
+            recoveries: stats.recoveries,
             id,
             generation: backend.generation,
         });
@@ -139,7 +176,7 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
     output::print(
         format,
         &rows,
-        ["NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "BACKEND", "STATE", "SHARE", "CONNECTIONS"],
+        ["NAMESPACE", "SERVICE", "PORT", "PROTOCOL", "BACKEND", "STATE", "SUSPECT", "SHARE", "CONNECTIONS"],
         |row| {
             [
                 row.namespace.clone(),
@@ -148,6 +185,7 @@ pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
                 row.protocol.to_owned(),
                 row.backend.to_string(),
                 row.state.to_owned(),
+                dash_or(row.suspect_seconds, |seconds| format!("{seconds:.0}s")),
                 format!("{:.1}%", row.share * 100.0),
                 row.connections.to_string(),
             ]
@@ -176,5 +214,9 @@ fn text(part: Option<&str>) -> String {
 }
 
 fn dash(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+    dash_or(Some(text).filter(|text| !text.is_empty()), str::to_owned)
+}
+
+fn dash_or<T>(value: Option<T>, shown: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), shown)
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Format, open, output};
 use crate::dataplane::attach::{self, cgroup};
-use crate::dataplane::{MapUse, Notice, Object, Pins, SocketLb};
+use crate::dataplane::{MapUse, Maps, Notice, Object, Pins, SocketLb};
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -22,6 +22,8 @@ struct Status {
     programs: Vec<ProgramStatus>,
     interfaces: Vec<InterfaceStatus>,
     sockets: SocketsStatus,
+    /// Backends that new connections pass over, since they have not answered.
+    suspect_backends: usize,
     maps: Vec<MapUse>,
     reasons: BTreeMap<&'static str, ReasonStatus>,
 }
@@ -117,6 +119,7 @@ fn collect(pins: &Pins) -> Result<Status> {
             .collect(),
         interfaces: interfaces.into_values().collect(),
         sockets: sockets(pins),
+        suspect_backends: suspects(&maps)?,
         maps: maps.usage()?,
         reasons: maps
             .reasons()?
@@ -135,6 +138,14 @@ fn sockets(pins: &Pins) -> SocketsStatus {
     }
 }
 
+fn suspects(maps: &Maps) -> Result<usize> {
+    let mut count = 0;
+    for (id, backend) in maps.backends()? {
+        count += usize::from(maps.suspect_since(id, &backend)?.is_some());
+    }
+    Ok(count)
+}
+
 fn program(pins: &Pins, name: &'static str) -> Option<ProgramStatus> {
     let info = ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
     Some(ProgramStatus {
@@ -151,13 +162,17 @@ fn text(status: &Status) -> String {
         None => "not running; the datapath goes on without it".to_owned(),
     };
     let mut text = format!(
-        "Agent:      {agent}\n{}Pinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n\n",
+        "Agent:      {agent}\n{}Pinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}\n",
         problems_text(&status.agent),
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
         status.mechanism.map_or_else(String::new, |mechanism| format!(" by {mechanism}")),
         sockets_text(&status.sockets),
+        match status.suspect_backends {
+            0 => String::new(),
+            suspects => format!("Suspect:    {suspects} backends, see `viaduct backend list`\n"),
+        },
     );
     let programs: Vec<_> = status
         .programs

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Health, Scope, SocketKey, SocketPeer, SocketSide, Vip,
+    Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Detour, Flow, Fragment, FragmentKey,
+    Frontend, FrontendKey, Health, Origin, OriginKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
@@ -27,6 +27,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    Origin<A>: Entry,
+    OriginKey<A>: Entry,
     SocketKey<A>: Entry,
     SocketPeer<A>: Entry,
     Tuple<A>: Entry,
@@ -36,10 +38,13 @@ where
     backends: SharedArray<Backend<A>>,
     backend_stats: PerCpuArray<MapData, [u64; 4]>,
     health: Table<u32, Health>,
+    origins: Table<OriginKey<A>, Origin<A>>,
     /// Flows, and their mirrors.
     pub flows: Table<Tuple<A>, Flow<A>>,
     /// Those of which it is not known yet whether both sides want them.
     pub half_open: Table<Tuple<A>, Flow<A>>,
+    /// Connections that are not where selection would lead them.
+    pub detours: Table<Tuple<A>, Detour>,
     /// Which client stays with which backend.
     pub affinity: Table<AffinityKey<A>, Affinity>,
     /// Ports of packets that came in fragments.
@@ -56,6 +61,8 @@ where
     Flow<A>: Entry,
     FragmentKey<A>: Entry,
     FrontendKey<A>: Entry,
+    Origin<A>: Entry,
+    OriginKey<A>: Entry,
     SocketKey<A>: Entry,
     SocketPeer<A>: Entry,
     Tuple<A>: Entry,
@@ -70,6 +77,8 @@ where
             flows: Table::open(pins, names.flows)?,
             half_open: Table::open(pins, names.half_open)?,
             health: Table::open(pins, names.health)?,
+            origins: Table::open(pins, names.origins)?,
+            detours: Table::open(pins, names.detours)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
             sockets: Table::open(pins, names.sockets)?,
@@ -156,9 +165,7 @@ where
     /// # Errors
     /// When the map cannot be read.
     pub fn backend_stats(&self, backend: u32) -> Result<BackendStats> {
-        let per_cpu = self.backend_stats.get(&backend, 0)?;
-        let sum = |field: usize| per_cpu.iter().map(|values| values[field]).sum();
-        Ok(BackendStats { connections: sum(0), failures: sum(1), skipped: sum(2), recoveries: sum(3) })
+        backend_stats(&self.backend_stats, backend)
     }
 
     /// What the programs have seen of a backend.
@@ -189,8 +196,10 @@ where
             used(&self.frontends)?,
             used(&self.vips)?,
             MapUse { name: self.names.backends, used: backends, size: self.backends.len() },
+            used(&self.origins)?,
             used(&self.flows)?,
             used(&self.half_open)?,
+            used(&self.detours)?,
             used(&self.affinity)?,
             used(&self.fragments)?,
             used(&self.sockets)?,
@@ -242,6 +251,37 @@ where
         self.vips.remove(&address)
     }
 
+    /// By which frontends backends may have been dialled.
+    ///
+    /// # Errors
+    /// As [`Self::frontends`].
+    pub fn origins(&self) -> Result<Vec<(state::OriginKey, state::Origin)>> {
+        let dialled = |(key, origin): (OriginKey<A>, Origin<A>)| {
+            let OriginKey { address, port, protocol, number } = key;
+            let key = state::OriginKey { backend: SocketAddr::new(address.ip(), port), protocol, number };
+            let frontend = SocketAddr::new(origin.address.ip(), origin.port);
+            (key, state::Origin { backend: origin.backend, frontend })
+        };
+        Ok(self.origins.entries()?.into_iter().map(dialled).collect())
+    }
+
+    pub(super) fn write_origin(&mut self, origin: &state::OriginKey, dialled: &state::Origin) -> Result<()> {
+        let &state::Origin { backend, frontend } = dialled;
+        let (address, port) = (self.address(frontend.ip())?, frontend.port());
+        let key = self.origin_key(origin)?;
+        self.origins.insert(&key, &Origin { backend, address, port, reserved: Zero::ZERO })
+    }
+
+    pub(super) fn remove_origin(&mut self, origin: &state::OriginKey) -> Result<()> {
+        let key = self.origin_key(origin)?;
+        self.origins.remove(&key)
+    }
+
+    fn origin_key(&self, origin: &state::OriginKey) -> Result<OriginKey<A>> {
+        let &state::OriginKey { backend, protocol, number } = origin;
+        Ok(OriginKey { address: self.address(backend.ip())?, port: backend.port(), protocol, number })
+    }
+
     fn key(&self, frontend: &plan::Frontend) -> Result<FrontendKey<A>> {
         let &plan::Frontend { address, port, protocol, scope } = frontend;
         Ok(FrontendKey { address: self.address(address)?, port, protocol, scope })
@@ -250,6 +290,12 @@ where
     fn address(&self, address: IpAddr) -> Result<A> {
         A::new(address).with_context(|| format!("{address} is not of the family of {}", self.names.frontends))
     }
+}
+
+pub(super) fn backend_stats(map: &PerCpuArray<MapData, [u64; 4]>, backend: u32) -> Result<BackendStats> {
+    let per_cpu = map.get(&backend, 0)?;
+    let sum = |field: usize| per_cpu.iter().map(|values| values[field]).sum();
+    Ok(BackendStats { connections: sum(0), failures: sum(1), skipped: sum(2), recoveries: sum(3) })
 }
 
 fn used<K: Entry, V: Entry>(table: &Table<K, V>) -> Result<MapUse> {

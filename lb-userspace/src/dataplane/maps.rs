@@ -9,13 +9,15 @@ use anyhow::{Context, Result, bail};
 use aya::Pod;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
-use lb_common::abi::{BackendStats, Family, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange};
+use lb_common::abi::{
+    BackendState, BackendStats, Family, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SlotRange,
+};
 use lb_common::{Address4, Address6};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::shared_array::SharedArray;
 use super::table::Table;
-use super::{FamilyMaps, Pins};
+use super::{FamilyMaps, Pins, figures};
 use crate::plan::Frontend;
 use crate::state::{Backend, Found, Limits, Settings, Write};
 
@@ -82,6 +84,7 @@ impl Maps {
             frontends: self.frontends()?,
             vips: [self.v4.vips()?, self.v6.vips()?].concat(),
             backends: self.backends()?,
+            origins: [self.v4.origins()?, self.v6.origins()?].concat(),
         })
     }
 
@@ -110,6 +113,23 @@ impl Maps {
             Family::V4 => self.v4.backend_stats(backend),
             Family::V6 => self.v6.backend_stats(backend),
         }
+    }
+
+    /// Since when a backend is passed over for its failures, nanoseconds of `CLOCK_MONOTONIC`. One that drains gets nothing
+    /// new in any case, so it is none.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn suspect_since(&self, id: u32, backend: &Backend) -> Result<Option<u64>> {
+        if backend.state != BackendState::Active || backend.service_port >= self.service_ports.len() {
+            return Ok(None);
+        }
+        let health = match Family::of(backend.address.ip()) {
+            Family::V4 => self.v4.health(id)?,
+            Family::V6 => self.v6.health(id)?,
+        };
+        let flags = self.service_port(backend.service_port).flags;
+        Ok(figures::suspect_since(&health, backend.generation, flags))
     }
 
     /// Names of the service ports, by id.
@@ -226,6 +246,14 @@ impl Maps {
             &Write::RemoveVip { address } => match Family::of(address) {
                 Family::V4 => self.v4.remove_vip(address)?,
                 Family::V6 => self.v6.remove_vip(address)?,
+            },
+            Write::Origin { origin, dialled } => match Family::of(origin.backend.ip()) {
+                Family::V4 => self.v4.write_origin(origin, dialled)?,
+                Family::V6 => self.v6.write_origin(origin, dialled)?,
+            },
+            Write::RemoveOrigin { origin } => match Family::of(origin.backend.ip()) {
+                Family::V4 => self.v4.remove_origin(origin)?,
+                Family::V6 => self.v6.remove_origin(origin)?,
             },
             Write::RemoveName { service_port } => self.names.remove(service_port)?,
         }

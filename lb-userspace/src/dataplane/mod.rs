@@ -34,7 +34,7 @@ pub use board::{Board, Notice, Standing};
 pub use carry::take_over;
 pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
-pub use figures::Figures;
+pub use figures::{BackendHealth, Figures};
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
 pub(crate) use memory::give_memory_back;
@@ -49,13 +49,13 @@ pub use table::{Entry, Table};
 
 use aya::maps::MapInfo;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Budget, Family, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    Health, Origin, OriginKey, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair, SocketKey,
-    SocketPeer, TokenBucket, Vip,
+    Affinity, AffinityKey, Backend, BackendStats, Budget, Detour, Family, Flow, Fragment, FragmentKey, Frontend,
+    FrontendKey, Health, Origin, OriginKey, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair,
+    SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
-use crate::state::Limits;
+use crate::state::{Limits, ORIGINS_PER_BACKEND};
 
 /// How many entries the maps have: of those that there are for each family, each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +75,9 @@ pub struct Sizes {
     pub unserved: Option<Family>,
 }
 
-/// Frontends of a backend, on average.
-const ORIGINS_PER_BACKEND: u32 = 4;
+/// Of so many entries of flows one is the client's half of a connection that is not where selection would lead it. While no backend
+/// fails they are far fewer.
+const FLOWS_PER_DETOUR: u32 = 8;
 /// Packets that came in fragments lately: each is forgotten soon.
 const FRAGMENTS: u32 = 8192;
 /// Interfaces that lead to pods.
@@ -95,6 +96,7 @@ struct Names {
     half_open: &'static str,
     health: &'static str,
     origins: &'static str,
+    detours: &'static str,
     affinity: &'static str,
     fragments: &'static str,
     sockets: &'static str,
@@ -112,6 +114,7 @@ impl Names {
                 half_open: "HALF_OPEN_4",
                 health: "HEALTH_4",
                 origins: "ORIGINS_4",
+                detours: "DETOURS_4",
                 affinity: "AFFINITY_4",
                 fragments: "FRAGMENTS_4",
                 sockets: "SOCKETS_4",
@@ -125,6 +128,7 @@ impl Names {
                 half_open: "HALF_OPEN_6",
                 health: "HEALTH_6",
                 origins: "ORIGINS_6",
+                detours: "DETOURS_6",
                 affinity: "AFFINITY_6",
                 fragments: "FRAGMENTS_6",
                 sockets: "SOCKETS_6",
@@ -172,7 +176,7 @@ impl Sizes {
         shapes
     }
 
-    fn shapes_of<A: Address>(&self) -> [MapShape; 11] {
+    fn shapes_of<A: Address>(&self) -> [MapShape; 12] {
         let or_one = |entries| if self.unserved == Some(A::FAMILY) { 1 } else { entries };
         let (frontends, backends) = (or_one(self.limits.frontends), or_one(self.limits.backends));
         let names = Names::of(A::FAMILY);
@@ -185,6 +189,7 @@ impl Sizes {
             shape::<Tuple<A>, Flow<A>>(names.half_open, or_one(self.half_open)),
             shape::<u32, Health>(names.health, backends),
             shape::<OriginKey<A>, Origin<A>>(names.origins, backends.saturating_mul(ORIGINS_PER_BACKEND)),
+            shape::<Tuple<A>, Detour>(names.detours, or_one((self.flows / FLOWS_PER_DETOUR).max(1))),
             shape::<AffinityKey<A>, Affinity>(names.affinity, or_one(self.affinity)),
             shape::<FragmentKey<A>, Fragment>(names.fragments, or_one(FRAGMENTS)),
             shape::<SocketKey<A>, SocketPeer<A>>(names.sockets, or_one(self.sockets)),

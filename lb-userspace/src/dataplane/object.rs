@@ -1,10 +1,17 @@
 //! Loading the programs, with the maps that are pinned already or new ones.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::MapData;
-use aya::programs::{CgroupSockAddr, ProgramType, SchedClassifier};
+use aya::pin::PinError;
+use aya::programs::links::FdLink;
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramInfo, ProgramType, SchedClassifier,
+    SockOps,
+};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{IdleTimes, handover, options};
@@ -139,6 +146,65 @@ pub struct Object {
     socket_lb: SocketLb,
 }
 
+/// A program at sockets.
+pub enum SocketProgram<'a> {
+    /// At a system call that names an address.
+    Call(&'a mut CgroupSockAddr),
+    /// At what happens to a TCP connection.
+    Event(&'a mut SockOps),
+}
+
+impl SocketProgram<'_> {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        match self {
+            Self::Call(program) => program.load(),
+            Self::Event(program) => program.load(),
+        }
+    }
+
+    fn pin(&mut self, path: &Path) -> Result<(), PinError> {
+        match self {
+            Self::Call(program) => program.pin(path),
+            Self::Event(program) => program.pin(path),
+        }
+    }
+
+    /// # Errors
+    /// When it is not loaded.
+    pub fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+        match self {
+            Self::Call(program) => program.fd(),
+            Self::Event(program) => program.fd(),
+        }
+    }
+
+    /// What the kernel says of it.
+    ///
+    /// # Errors
+    /// When it is not loaded.
+    pub fn info(&self) -> Result<ProgramInfo, ProgramError> {
+        match self {
+            Self::Call(program) => program.info(),
+            Self::Event(program) => program.info(),
+        }
+    }
+
+    /// Attaches it to a cgroup, by a link that stands beside those of others.
+    pub(super) fn attach(&mut self, cgroup: &File) -> Result<FdLink> {
+        let mode = CgroupAttachMode::Single;
+        Ok(match self {
+            Self::Call(program) => {
+                let id = program.attach(cgroup, mode)?;
+                program.take_link(id)?.try_into()?
+            }
+            Self::Event(program) => {
+                let id = program.attach(cgroup, mode)?;
+                program.take_link(id)?.try_into()?
+            }
+        })
+    }
+}
+
 impl Object {
     /// Names of the programs in the object: one for each direction at a pod's interface.
     pub const FROM_POD: &'static str = "from_pod";
@@ -206,9 +272,13 @@ impl Object {
     ///
     /// # Errors
     /// When the object has no such program.
-    pub fn socket_program(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
-        let program = self.ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
-        program.try_into().with_context(|| format!("{name} is no program at sockets"))
+    pub fn socket_program(&mut self, name: &str) -> Result<SocketProgram<'_>> {
+        match self.ebpf.program_mut(name) {
+            Some(Program::CgroupSockAddr(program)) => Ok(SocketProgram::Call(program)),
+            Some(Program::SockOps(program)) => Ok(SocketProgram::Event(program)),
+            Some(_) => bail!("{name} is no program at sockets"),
+            None => bail!("the object has no program {name}"),
+        }
     }
 
     /// One of the two programs on interfaces.

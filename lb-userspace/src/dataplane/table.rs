@@ -5,9 +5,9 @@ use std::marker::PhantomData;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::abi::{
-    Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Flow4, Flow6, Fragment, FragmentKey4, FragmentKey6,
-    Frontend, FrontendKey4, FrontendKey6, Health, PodInterface, ServiceName, ServicePort, SocketKey4, SocketKey6,
-    SocketPeer4, SocketPeer6, Vip,
+    Affinity, AffinityKey4, AffinityKey6, Backend4, Backend6, Detour, Flow4, Flow6, Fragment, FragmentKey4,
+    FragmentKey6, Frontend, FrontendKey4, FrontendKey6, Health, Origin4, Origin6, OriginKey4, OriginKey6, PodInterface,
+    ServiceName, ServicePort, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Vip,
 };
 use lb_common::{Address4, Address6, Plain, Tuple4, Tuple6};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
@@ -44,14 +44,39 @@ entries!(
     Address4,
     Address6,
     Affinity,
+    Detour,
     Fragment,
     Frontend,
     Health,
     PodInterface
 );
 entries!(|value| zerocopy::transmute!(*value), ServiceName, ServicePort, Vip);
-entries!(Plain::bytes, AffinityKey4, Backend4, Flow4, FragmentKey4, FrontendKey4, SocketKey4, SocketPeer4, Tuple4);
-entries!(Plain::bytes, AffinityKey6, Backend6, Flow6, FragmentKey6, FrontendKey6, SocketKey6, SocketPeer6, Tuple6);
+entries!(
+    Plain::bytes,
+    AffinityKey4,
+    Backend4,
+    Flow4,
+    FragmentKey4,
+    FrontendKey4,
+    Origin4,
+    OriginKey4,
+    SocketKey4,
+    SocketPeer4,
+    Tuple4
+);
+entries!(
+    Plain::bytes,
+    AffinityKey6,
+    Backend6,
+    Flow6,
+    FragmentKey6,
+    FrontendKey6,
+    Origin6,
+    OriginKey6,
+    SocketKey6,
+    SocketPeer6,
+    Tuple6
+);
 
 /// How many entries to read at a time where nobody waits.
 const MANY: usize = 4096;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +72,10 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// How long a client stays with its endpoint after its last new connection; `None` without session affinity.
     pub affinity: Option<Duration>,
+    /// Whether endpoints that do not answer are treated as those that do.
+    pub ignores_failures: bool,
+    /// How many connections each of its ports may open on a node each second; `None` without a budget.
+    pub new_connections_per_second: Option<NonZeroU32>,
 }
 
 impl Service {

@@ -30,6 +30,8 @@ fn service(text: &str, address: &str, created: Option<i64>) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
+        ignores_failures: false,
+        new_connections_per_second: None,
     }
 }
 

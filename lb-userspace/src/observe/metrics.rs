@@ -4,7 +4,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use lb_common::Protocol;
-use lb_common::abi::Reason;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -18,7 +17,7 @@ use super::{RestMetrics, family_name};
 use crate::dataplane::{Cause, Pins, Tick};
 use crate::model::Family;
 
-const FAMILY: &str = "ip_family";
+pub(super) const FAMILY: &str = "ip_family";
 
 /// What the agent does, counted. Shared between its loop and its servers.
 pub struct Metrics {
@@ -99,20 +98,7 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         let sync_buckets = exponential_buckets(0.001, 2.0, 15)?;
-        let targets = Targets {
-            entries: add.gauges(
-                "viaduct_map_entries",
-                "Entries of a map that are in use, or were and cannot be reused yet.",
-                &["map"],
-            )?,
-            max_entries: add.gauges("viaduct_map_max_entries", "Entries that a map has room for.", &["map"])?,
-            dropped: add.counters("viaduct_dropped_packets_total", "Packets dropped, by reason.", &["reason"])?,
-            passed: add.counters(
-                "viaduct_passed_packets_total",
-                "Packets passed on without a look at the services, by reason.",
-                &["reason"],
-            )?,
-        };
+        let targets = Targets::new(&add)?;
         let metrics = Self {
             sync: add.histograms(
                 "kubeproxy_sync_proxy_rules_duration_seconds",
@@ -253,9 +239,7 @@ impl Metrics {
                 counters.with_label_values(&[code]);
             }
         }
-        for &reason in Reason::ALL {
-            self.targets.packets(reason).with_label_values(&[reason.name()]);
-        }
+        self.targets.begin_at_zero(&self.families);
     }
 
     /// So many changes of Services have come.
@@ -388,7 +372,7 @@ fn unix_time() -> f64 {
 }
 
 /// Makes metrics known to a registry.
-struct Adder<'a>(&'a Registry);
+pub(super) struct Adder<'a>(&'a Registry);
 
 impl Adder<'_> {
     fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> prometheus::Result<C> {
@@ -401,7 +385,7 @@ impl Adder<'_> {
         self.add(IntGauge::new(name, help))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
@@ -413,7 +397,7 @@ impl Adder<'_> {
         self.add(IntCounter::new(name, help))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 

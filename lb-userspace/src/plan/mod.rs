@@ -231,8 +231,8 @@ fn plan_port(
             lingering,
             when_empty,
             affinity,
-            ignores_failures: false,
-            new_connections_per_second: None,
+            ignores_failures: service.ignores_failures,
+            new_connections_per_second: service.new_connections_per_second,
             source_ranges,
         };
         service_ports.insert(name, plan);

@@ -7,7 +7,8 @@
 //! 1. backends and slots that no packet can reach yet, and backends that are chosen again,
 //! 2. for each service port its settings, and one store that makes its new slots count,
 //! 3. frontends that come, then virtual addresses, then frontends that go,
-//! 4. what nothing leads to any more, and backends that get nothing new.
+//! 4. what nothing leads to any more, and backends that get nothing new,
+//! 5. where replies may come from, which only flows ask that were lost.
 //!
 //! Both families share one pool of service-port ids and one table of slots. Each has backends and frontends of its own.
 //!
@@ -15,6 +16,7 @@
 //! [`Write::Grace`], or after [`State::release`] says that such a wait is over.
 
 mod ids;
+mod origins;
 mod reconcile;
 mod slots;
 #[cfg(test)]
@@ -30,10 +32,12 @@ use lb_common::Protocol;
 use lb_common::abi::{self, BackendState, Family, ServiceName, SlotRange, service_port_flags, vip_flags};
 
 use self::ids::IdPool;
+use self::origins::Origins;
 use self::slots::SlotAllocator;
 use crate::model::ObjectName;
 use crate::plan::{Frontend, ServicePortName, ServicePortPlan, WhenEmpty};
 
+pub use self::origins::ORIGINS_PER_BACKEND;
 pub use self::reconcile::{Reconciled, ServicePortChange, Shortage};
 
 /// One step of bringing the maps up to date.
@@ -111,6 +115,18 @@ pub enum Write {
         /// An address that has no frontend.
         address: IpAddr,
     },
+    /// Say by which frontend a backend may have been dialled.
+    Origin {
+        /// The backend, as its replies name it.
+        origin: OriginKey,
+        /// The frontend.
+        dialled: Origin,
+    },
+    /// Remove the last of a backend's origins.
+    RemoveOrigin {
+        /// Which one.
+        origin: OriginKey,
+    },
     /// Remove the name of a service port that is gone.
     RemoveName {
         /// Its id.
@@ -137,6 +153,26 @@ impl Backend {
     const fn family(&self) -> Family {
         family_of(&self.address)
     }
+}
+
+/// Key of `ORIGINS_4` and `ORIGINS_6`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OriginKey {
+    /// The backend, as its replies name it.
+    pub backend: SocketAddr,
+    /// Of what protocol they are.
+    pub protocol: Protocol,
+    /// Number of the origin among those of this backend.
+    pub number: u8,
+}
+
+/// Value of `ORIGINS_4` and `ORIGINS_6`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin {
+    /// Id of the backend.
+    pub backend: u32,
+    /// What was dialled.
+    pub frontend: SocketAddr,
 }
 
 /// How a service port treats its clients.
@@ -187,6 +223,8 @@ pub struct Found {
     pub vips: Vec<(IpAddr, u32)>,
     /// All entries of `BACKENDS_4` and `BACKENDS_6` that were ever used.
     pub backends: Vec<(u32, Backend)>,
+    /// `ORIGINS_4` and `ORIGINS_6`.
+    pub origins: Vec<(OriginKey, Origin)>,
 }
 
 /// What the maps hold.
@@ -201,6 +239,7 @@ pub struct State {
     /// The cluster IP of each service port, by its id; of one that was adopted, once it is planned.
     cluster_ips: Vec<Option<IpAddr>>,
     slots: SlotAllocator,
+    origins: Origins,
     /// By the writes given out last.
     retired: Retired,
     /// By writes before those: carried out when the next ones are.
@@ -376,6 +415,7 @@ impl State {
             serving: Vec::new(),
             cluster_ips: Vec::new(),
             slots,
+            origins: Origins::adopt(found.origins, limits.backends),
             retired: Retired::default(),
             settled: Retired::default(),
             waiting: Retired::default(),

@@ -1,12 +1,13 @@
 //! The writes that bring the maps from what they hold to a plan.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 
 use lb_common::Protocol;
 use lb_common::abi::{BackendState, Family, Name, ServiceName, SlotRange};
 
+use super::origins::BackendOrigin;
 use super::{Backend, Member, ServicePort, Settings, State, Write};
 use crate::maglev;
 use crate::model::{ObjectName, TrafficPolicy};
@@ -64,6 +65,8 @@ pub enum Resource {
     Slots,
     /// Entries of `FRONTENDS_4` or `FRONTENDS_6`.
     Frontends,
+    /// Entries of `ORIGINS_4` or `ORIGINS_6`.
+    Origins,
     /// Characters of a name.
     Name,
 }
@@ -75,6 +78,14 @@ impl fmt::Display for Shortage {
             Resource::Backends => ("backends", "--max-backends"),
             Resource::Slots => ("slots", "--max-slots"),
             Resource::Frontends => ("frontends", "--max-frontends"),
+            Resource::Origins => {
+                return write!(
+                    f,
+                    "{}: a connection whose flow was lost is not found again by what its backend sends: the node has no \
+                     room left for frontends of backends; start the agent with a larger --max-backends",
+                    self.service_port
+                );
+            }
             Resource::Name => {
                 return write!(
                     f,
@@ -131,7 +142,7 @@ impl State {
     /// If a write fails, the state is not true any more: read it again from the maps.
     pub fn reconcile(&mut self, plan: &Plan) -> Reconciled {
         let scope = self.service_ports.keys().cloned().collect();
-        self.reconcile_scope(scope, plan)
+        self.reconcile_scope(scope, self.origins.all(), plan)
     }
 
     /// The same for a few Services: `plan` has all that is to be served of these and nothing of others. What it costs
@@ -139,8 +150,9 @@ impl State {
     ///
     /// Give the Services that a frontend moves between in one call.
     pub fn reconcile_services(&mut self, services: &BTreeSet<ObjectName>, plan: &Plan) -> Reconciled {
-        let scope = services.iter().flat_map(|service| self.ports_of(service)).collect();
-        self.reconcile_scope(scope, plan)
+        let scope: Vec<_> = services.iter().flat_map(|service| self.ports_of(service)).collect();
+        let origins = scope.iter().flat_map(|name| self.origins_of(name)).collect();
+        self.reconcile_scope(scope, origins, plan)
     }
 
     fn ports_of<'a>(&'a self, service: &'a ObjectName) -> impl Iterator<Item = ServicePortName> + 'a {
@@ -155,12 +167,16 @@ impl State {
         self.service_ports.range(first..).map(|(name, _)| name).take_while(move |name| name.object == *service).cloned()
     }
 
-    /// `scope`: the present service ports of which the plan says everything.
-    fn reconcile_scope(&mut self, scope: Vec<ServicePortName>, plan: &Plan) -> Reconciled {
+    /// `scope`: the present service ports of which the plan says everything; `origins`: those that are theirs.
+    fn reconcile_scope(
+        &mut self,
+        scope: Vec<ServicePortName>,
+        origins: HashSet<BackendOrigin>,
+        plan: &Plan,
+    ) -> Reconciled {
         self.settle();
         let mut result = Reconciled::default();
         let mut removals = Vec::new();
-
         for (family, id) in std::mem::take(&mut self.stray_backends) {
             self.retire_backend(family, id, &mut removals);
         }
@@ -186,7 +202,31 @@ impl State {
         }
         self.update_frontends(before, plan, &mut result);
         result.writes.append(&mut removals);
+        self.update_origins(origins, plan, &mut result);
         result
+    }
+
+    /// `before`: what there was of all service ports that the plan speaks of.
+    fn update_origins(&mut self, mut before: HashSet<BackendOrigin>, plan: &Plan, result: &mut Reconciled) {
+        self.origins.remove_strays(&mut result.writes);
+        let mut fresh = Vec::new();
+        for name in plan.service_ports.keys() {
+            fresh.extend(self.origins_of(name).filter(|origin| !before.remove(origin)).map(|origin| (name, origin)));
+        }
+        // What goes gives room to what comes.
+        let mut gone: Vec<_> = before.into_iter().collect();
+        gone.sort_unstable();
+        for (backend, origin) in gone {
+            self.origins.remove(backend, origin, &mut result.writes);
+        }
+        for (name, (backend, origin)) in fresh {
+            if !self.origins.add(backend, origin, &mut result.writes) {
+                let shortage = Shortage { service_port: name.clone(), of: Resource::Origins };
+                if result.shortages.last() != Some(&shortage) {
+                    result.shortages.push(shortage);
+                }
+            }
+        }
     }
 
     /// A port that got another name, or whose Service did, keeps its id, and with it frontends and backends stay untouched.

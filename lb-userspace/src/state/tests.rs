@@ -22,6 +22,7 @@ struct Kernel {
     ranges: BTreeMap<u32, SlotRange>,
     slots: BTreeMap<u32, u32>,
     backends: BTreeMap<(Family, u32), Backend>,
+    origins: BTreeMap<OriginKey, Origin>,
     /// What a packet may still hold on to since the last grace period.
     held: Held,
 }
@@ -94,6 +95,12 @@ impl Kernel {
                 assert_ne!(self.vips.insert(*address, *flags), Some(*flags), "in vain");
             }
             Write::RemoveVip { address } => assert!(self.vips.remove(address).is_some()),
+            Write::Origin { origin, dialled } => {
+                let backend = self.backends[&(family_of(&origin.backend), dialled.backend)];
+                assert_eq!((backend.address, backend.protocol), (origin.backend, origin.protocol));
+                assert_ne!(self.origins.insert(*origin, *dialled), Some(*dialled), "in vain");
+            }
+            Write::RemoveOrigin { origin } => assert!(self.origins.remove(origin).is_some()),
             Write::RemoveName { service_port } => {
                 assert!(self.names.remove(service_port).is_some());
                 assert_eq!(self.range(*service_port).len, 0);
@@ -121,6 +128,7 @@ impl Kernel {
             frontends: self.frontends.iter().map(|(&frontend, &id)| (frontend, id)).collect(),
             vips: self.vips.iter().map(|(&address, &flags)| (address, flags)).collect(),
             backends: self.backends.iter().map(|(&(_, id), &backend)| (id, backend)).collect(),
+            origins: self.origins.iter().map(|(&key, &origin)| (key, origin)).collect(),
         };
         let mut state = State::adopt(found, LIMITS);
         state.verify(|range| self.ids_in(range));
@@ -139,9 +147,22 @@ impl Kernel {
             let addresses: BTreeSet<_> = ids.iter().map(|id| self.backends[&(family, *id)].address).collect();
             (addresses.into_iter().collect(), self.settings.get(service_port).copied().unwrap_or_default())
         };
+        let mut origins = BTreeSet::new();
+        let mut numbers = BTreeMap::<_, u8>::new();
+        for (key, origin) in &self.origins {
+            let next = numbers.entry((key.backend, key.protocol)).or_default();
+            assert_eq!(key.number, *next, "a gap, where programs stop looking");
+            *next += 1;
+            let backend = self.backends[&(family_of(&key.backend), origin.backend)];
+            assert_ne!(backend.state, BackendState::Removed, "{key:?} {origin:?}");
+            if backend.state == BackendState::Active {
+                origins.insert((key.backend, key.protocol, origin.frontend));
+            }
+        }
         Served {
             frontends: self.frontends.iter().map(|(frontend, id)| (*frontend, backends(id))).collect(),
             vips: self.vips.clone(),
+            origins,
         }
     }
 
@@ -156,6 +177,8 @@ impl Kernel {
 struct Served {
     frontends: BTreeMap<Frontend, (Vec<SocketAddr>, Settings)>,
     vips: BTreeMap<IpAddr, u32>,
+    /// Backend, protocol and frontend.
+    origins: BTreeSet<(SocketAddr, Protocol, SocketAddr)>,
 }
 
 /// Service ports in one family, each with its port and the last octets of its backends.
@@ -199,18 +222,20 @@ fn with_lingering(mut plan: Plan, lingering: &[u8]) -> Plan {
 }
 
 fn expected(plan: &Plan) -> Served {
-    let (mut frontends, mut vips) = (BTreeMap::new(), BTreeMap::new());
+    let (mut frontends, mut vips, mut origins) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
     for port in plan.service_ports.values() {
         for frontend in &port.frontends {
             let addresses: Vec<_> = port.backends.iter().map(|backend| backend.address).collect();
             *vips.entry(frontend.address).or_default() |= u32::from(!addresses.is_empty());
+            let dialled = SocketAddr::new(frontend.address, frontend.port);
+            origins.extend(addresses.iter().map(|&backend| (backend, frontend.protocol, dialled)));
             let affinity = port.affinity.map_or(0, |time| u32::try_from(time.as_secs()).unwrap());
             let flags = u32::from(port.when_empty == plan::WhenEmpty::Drop) | u32::from(port.ignores_failures) << 1;
             let budget = port.new_connections_per_second.map_or(0, NonZeroU32::get);
             frontends.insert(*frontend, (addresses, Settings { affinity, flags, budget }));
         }
     }
-    Served { frontends, vips }
+    Served { frontends, vips, origins }
 }
 
 fn apply(state: &mut State, kernel: &mut Kernel, plan: &Plan) -> Vec<Write> {
@@ -243,7 +268,7 @@ fn one_more_endpoint_costs_one_backend_one_range_and_one_store() {
     assert!(
         matches!(
             writes.as_slice(),
-            [Write::Backend { .. }, Write::Slots { ids, .. }, Write::Publish { slots, .. }]
+            [Write::Backend { .. }, Write::Slots { ids, .. }, Write::Publish { slots, .. }, Write::Origin { .. }]
                 if slots.len == 128 && ids.len() == 128
         ),
         "{writes:?}"
@@ -275,7 +300,9 @@ fn a_backend_that_lingers_drains_in_no_slot_and_is_the_same_one_when_it_comes_ba
         let writes = apply(&mut state, &mut kernel, &plan_of(family, &[("dns", 53, &[2, 3])]));
         let Backend { generation, .. } = first;
         let removed = Write::BackendState { family, id: 0, generation, state: BackendState::Removed };
-        assert_eq!(writes, [removed], "it serves no more");
+        let backend = first.address;
+        let origin = Write::RemoveOrigin { origin: OriginKey { backend, protocol: Protocol::Tcp, number: 0 } };
+        assert_eq!(writes, [removed, origin], "it serves no more");
     }
 }
 

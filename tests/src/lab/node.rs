@@ -1,6 +1,7 @@
 //! A node: a namespace that forwards, with an agent in it.
 
-use std::net::IpAddr;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -200,6 +201,18 @@ impl Node {
         };
         let outcome = wait_until(what, SYNC, probe);
         outcome.with_context(|| format!("on {}, `viaduct {}` last said:\n{last}", self.name, list.join(" ")))
+    }
+
+    /// What `/metrics` of the node's agent tells of a series, named as the text has it.
+    pub fn metric(&self, series: &str) -> Result<f64> {
+        let text = self.namespace.run(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:10249")?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+            io::read_to_string(stream)
+        });
+        let text = text.with_context(|| format!("cannot read the metrics of {}", self.name))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {series} in:\n{text}"))?.parse()?)
     }
 
     /// The packet captures of the node, which tcpdump fills in turn.

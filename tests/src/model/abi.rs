@@ -8,8 +8,8 @@ use lb_common::tuple::Zero;
 use lb_common::{Address, Address4, Address6, InterfaceIndex, Plain};
 use zerocopy::{IntoBytes as _, TryFromBytes};
 
-use super::flows::{Affinity, AffinityKey, Attempt, BackendId, Flow, Fragment, FragmentKey, Health, Tuple};
-use super::services::{Backend, FrontendKey};
+use super::flows::{Affinity, AffinityKey, Attempt, BackendId, Detour, Flow, Fragment, FragmentKey, Health, Tuple};
+use super::services::{Backend, FrontendKey, Origin, OriginKey};
 
 /// Whether something belongs into the maps of IPv6.
 pub trait OfFamily {
@@ -209,6 +209,23 @@ impl Decode for Affinity {
     }
 }
 
+impl Encode for Detour {
+    fn encode(&self) -> Vec<u8> {
+        let Self { backend, generation, source_port } = *self;
+        abi::Detour { backend, generation, source_port, reserved: Zero::ZERO }.as_bytes().to_vec()
+    }
+}
+
+impl Decode for Detour {
+    fn decode(bytes: &[u8], _: bool) -> Option<Self> {
+        parse(bytes).map(|value: abi::Detour| Self {
+            backend: value.backend,
+            generation: value.generation,
+            source_port: value.source_port,
+        })
+    }
+}
+
 impl Encode for FragmentKey {
     fn encode(&self) -> Vec<u8> {
         with_address!(self.is_v6(), A => bytes(&abi::FragmentKey::<A> {
@@ -304,6 +321,34 @@ impl Encode for FrontendKey {
             port: self.at.port(),
             protocol: self.protocol,
             scope: Scope::Cluster,
+        }))
+    }
+}
+
+impl OfFamily for OriginKey {
+    fn is_v6(&self) -> bool {
+        self.backend.is_ipv6()
+    }
+}
+
+impl Encode for OriginKey {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.is_v6(), A => bytes(&abi::OriginKey::<A> {
+            address: address(self.backend.ip()),
+            port: self.backend.port(),
+            protocol: self.protocol,
+            number: self.number,
+        }))
+    }
+}
+
+impl Encode for Origin {
+    fn encode(&self) -> Vec<u8> {
+        with_address!(self.frontend.is_ipv6(), A => bytes(&abi::Origin::<A> {
+            backend: self.backend,
+            address: address(self.frontend.ip()),
+            port: self.frontend.port(),
+            reserved: Zero::ZERO,
         }))
     }
 }

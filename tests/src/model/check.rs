@@ -186,6 +186,7 @@ impl Check {
         touched(&self.kernel, "FLOWS", &mut self.model.flows, times)?;
         touched(&self.kernel, "HALF_OPEN", &mut self.model.half_open, times)?;
         touched(&self.kernel, "HEALTH", &mut self.model.health, times)?;
+        touched(&self.kernel, "DETOURS", &mut self.model.detours, times)?;
         touched(&self.kernel, "AFFINITY", &mut self.model.affinities, times)?;
         touched(&self.kernel, "FRAGMENTS", &mut self.model.fragments, times)
     }
@@ -198,6 +199,7 @@ impl Check {
         all(&self.kernel, "FLOWS", &self.model.flows)?;
         all(&self.kernel, "HALF_OPEN", &self.model.half_open)?;
         all(&self.kernel, "HEALTH", &self.model.health)?;
+        all(&self.kernel, "DETOURS", &self.model.detours)?;
         all(&self.kernel, "AFFINITY", &self.model.affinities)?;
         all(&self.kernel, "FRAGMENTS", &self.model.fragments)?;
         if !self.has_evicted

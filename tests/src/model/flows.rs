@@ -131,6 +131,15 @@ pub struct Affinity {
     pub last_used: u64,
 }
 
+/// Where a connection is that selection would lead elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in lb_common::abi::Detour")]
+pub struct Detour {
+    pub backend: u32,
+    pub generation: u32,
+    pub source_port: u16,
+}
+
 /// A client and the service port that it dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "as in lb_common::abi::AffinityKey")]
@@ -186,6 +195,12 @@ pub trait Timed {
 impl Timed for Flow {
     fn times(&mut self) -> Vec<&mut u64> {
         vec![&mut self.last_seen]
+    }
+}
+
+impl Timed for Detour {
+    fn times(&mut self) -> Vec<&mut u64> {
+        Vec::new()
     }
 }
 

@@ -45,6 +45,12 @@ impl Model {
             self.counts.note("hairpin reply to a half-open flow");
             return Ok(Some(self.translated(packet, opened)));
         }
+        if tuple.destination.ip() == self.settings.hairpin(tuple.source.is_ipv4())
+            && let Some(client) = self.restore(tuple, now)
+        {
+            let opened = Opened { to: client.swap(), hook: Hook::HairpinReply };
+            return Ok(Some(self.translated(packet, opened)));
+        }
         let key = FrontendKey { at: tuple.destination, protocol: tuple.protocol };
         let Some(&service_port) = self.services.frontends.get(&key) else { return self.not_served(packet, now) };
         if let Some(opened) = self.follow_half_open(packet, now) {
@@ -79,6 +85,9 @@ impl Model {
             && let Some(opened) = self.dial(packet, now)?
         {
             return Ok(Some(self.translated(packet, opened)));
+        }
+        if packet.is_refusal() && self.restore(packet.tuple.swap(), now).is_some() {
+            return Err(Reason::Restored);
         }
         if self.settings.options & options::REFUSE_UNSERVED != 0 && self.services.is_vip(packet.tuple.destination.ip())
         {

@@ -68,7 +68,8 @@ impl Generator {
             14..20 => Operation::Wait(
                 self.pick(&[40, 60, 150, 300, 1_100, 1_500, 2_500, 5_000, 9_000, 13_000, 25_000, 45_000, 70_000]),
             ),
-            20..26 if self.evicts => self.evict(model),
+            20..24 if self.evicts => self.evict(model),
+            24..26 if self.evicts => self.lose(model).unwrap_or(Operation::Collect),
             26 => Operation::Collect,
             27..47 => self.exchange(model).unwrap_or(Operation::Collect),
             47..58 => self.trial(model).unwrap_or(Operation::Collect),
@@ -97,6 +98,7 @@ impl Generator {
         let drop_when_empty = self.rng.bool();
         let is_broken = self.one_in(30);
         let no_passive_health = self.one_in(6);
+        let budget = if self.one_in(8) { self.rng.u32(1..4) } else { 0 };
         Operation::Serve(
             id,
             ServicePort {
@@ -107,6 +109,7 @@ impl Generator {
                 affinity,
                 drop_when_empty,
                 no_passive_health,
+                budget,
                 is_broken,
             },
         )
@@ -138,15 +141,35 @@ impl Generator {
 
     fn evict(&mut self, model: &Model) -> Operation {
         match self.flow(model, |_| true) {
-            Some((tuple, flow)) => Operation::Evict(Entry {
-                half_open: model.half_open.entries().get(&tuple) == Some(&flow),
-                from: tuple.source,
-                to: tuple.destination,
-                protocol: tuple.protocol as u8,
-                interface: tuple.interface,
-            }),
+            Some((tuple, flow)) => evicted(model, tuple, &flow),
             None => Operation::Collect,
         }
+    }
+
+    /// A flow is lost, or its mirror alone; then one of the two sides goes on.
+    fn lose(&mut self, model: &Model) -> Option<Operation> {
+        let (tuple, flow) = self.flow(model, |flow| flow.is_clients() && flow.established)?;
+        let is_v4 = tuple.source.is_ipv4();
+        let mirror = model.any_flow(flow.to.swap())?;
+        let send = if self.one_in(3) {
+            let kind = self.kind(tuple.protocol, false, is_v4);
+            self.sent(tuple.interface, tuple.source, tuple.destination, kind)
+        } else if flow.hook == Hook::Hairpin {
+            let kind = self.kind(tuple.protocol, false, is_v4);
+            self.sent(tuple.interface, flow.to.destination, flow.to.source, kind)
+        } else {
+            let kind = match tuple.protocol {
+                Protocol::Tcp => Kind::Tcp(self.pick(&["R", "R", "R", "RA"]).into()),
+                Protocol::Udp => Kind::Udp,
+                Protocol::Sctp => Kind::Sctp(sctp::ABORT),
+            };
+            self.sent(tuple.interface, flow.to.source, flow.to.destination, kind)
+        };
+        self.next = vec![Operation::Send(send)];
+        if !self.one_in(3) {
+            self.next.push(evicted(model, tuple, &flow));
+        }
+        Some(evicted(model, flow.to.swap(), &mirror))
     }
 
     /// A half of a flow that is like this, from either table.
@@ -378,6 +401,9 @@ impl Generator {
         let is_first = self.one_in(4);
         let mut about = Packet::new(seen.source, seen.destination, self.kind(seen.protocol, is_first, is_v4));
         self.vary(&mut about);
+        if seen.protocol == Protocol::Tcp && !self.one_in(4) {
+            about.sequence = Some(flow.sequence);
+        }
         if self.one_in(6) {
             about.fragment = Some(self.piece());
         }
@@ -529,6 +555,16 @@ impl Generator {
         let constant = self.pick(&[None, None, Some(0), Some(255)]);
         (0..count).map(|_| constant.unwrap_or_else(|| self.rng.u8(..))).collect()
     }
+}
+
+fn evicted(model: &Model, tuple: Tuple, flow: &Flow) -> Operation {
+    Operation::Evict(Entry {
+        half_open: model.half_open.entries().get(&tuple) == Some(flow),
+        from: tuple.source,
+        to: tuple.destination,
+        protocol: tuple.protocol as u8,
+        interface: tuple.interface,
+    })
 }
 
 /// Gives a packet the salt with which its checksum is 0 when it is translated: that looks like none (RFC 768).

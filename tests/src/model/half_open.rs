@@ -6,7 +6,7 @@
 use lb_common::Protocol;
 use lb_common::abi::{Hook, Reason};
 
-use super::flows::{Affinity, AffinityKey, Attempt, Flow, Tuple};
+use super::flows::{Affinity, AffinityKey, Attempt, Detour, Flow, Tuple};
 use super::open::Opened;
 use super::programs::{Model, Packet, Place};
 
@@ -89,6 +89,16 @@ impl Model {
                 self.half_open.remove(key);
             }
         }
+        if from.protocol == Protocol::Udp {
+            return;
+        }
+        if flow.attempt.number == 0 && flow.to.source.port() == from.source.port() {
+            self.detours.remove(from);
+        } else {
+            self.counts.note("detour noted");
+            let Flow { backend, generation, to, .. } = *flow;
+            self.detours.insert(from, Detour { backend, generation, source_port: to.source.port() });
+        }
     }
 
     /// A SYN was left unanswered for so long that the client has sent it again: the next choice gets it, if there is another
@@ -135,7 +145,7 @@ impl Model {
                 return Err(Reason::LateAnswer);
             }
             self.answered(key.backend(mirror.backend), mirror.generation);
-            if !self.wins(key, &mirror) {
+            if !self.wins(packet, &mirror) {
                 self.counts.note("answer too late");
                 return Err(Reason::LateAnswer);
             }
@@ -156,7 +166,8 @@ impl Model {
     }
 
     /// Whether no other backend has answered the flow of this mirror, whose client's half leads here from now on.
-    fn wins(&mut self, key: Tuple, mirror: &Flow) -> bool {
+    fn wins(&mut self, packet: &Packet<'_>, mirror: &Flow) -> bool {
+        let key = packet.tuple;
         let owner = mirror.to.swap();
         let Some(mut half) = self.half_open.get(owner) else {
             // It was promoted, perhaps with another backend; or it was evicted, and the client may tell.
@@ -165,6 +176,10 @@ impl Model {
         let is_led_here = half.to == key.swap();
         if half.attempt.is_answered {
             return is_led_here;
+        }
+        if packet.is_syn_ack() && packet.numbers().1.wrapping_sub(half.sequence) > ACKNOWLEDGED {
+            self.counts.note("answer to an earlier opening");
+            return false;
         }
         half.attempt = Attempt { is_answered: true, ..mirror.attempt };
         if !is_led_here {

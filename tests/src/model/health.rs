@@ -56,9 +56,12 @@ impl Model {
             *health = Health { generation, ..Health::default() };
         }
         health.failures += 1;
-        if health.failures >= FAILURES && health.suspect_since == 0 {
-            (health.suspect_since, health.probed) = (now, now);
-            self.counts.note("backend suspected");
+        if health.failures >= FAILURES {
+            health.probed = now;
+            if health.suspect_since == 0 {
+                health.suspect_since = now;
+                self.counts.note("backend suspected");
+            }
         }
     }
 

@@ -2,17 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::Protocol;
 use lb_common::abi::{Hook, Reason, options};
 
-use super::flows::Tuple;
-use super::programs::{Arrival, Model, Outcome, Program, Verdict};
+use super::flows::{Flow, Tuple};
+use super::programs::{Arrival, Model, NO_BACKEND, Outcome, Program, Verdict};
 use super::rewrite::{carry_over, rewrite_quoted, write_addresses};
 use super::services;
 use super::wire::{self, Headers, Part, icmp};
 
 impl Model {
     /// An ICMP message. `None`: it passes as it is.
-    pub(super) fn icmp(&mut self, arrival: &Arrival, headers: &Headers) -> Result<Option<Outcome>, Reason> {
+    pub(super) fn icmp(&mut self, arrival: &Arrival, headers: &Headers, now: u64) -> Result<Option<Outcome>, Reason> {
         let message = &arrival.frame[headers.transport..headers.end];
         if headers.part != Part::Whole {
             return Ok(None);
@@ -22,8 +23,8 @@ impl Model {
         }
         let is_v4 = headers.is_v4();
         match message[0] {
-            3 | 11 | 12 if is_v4 => Ok(self.error(arrival, headers)),
-            1..=4 if !is_v4 => Ok(self.error(arrival, headers)),
+            3 | 11 | 12 if is_v4 => self.error(arrival, headers, now),
+            1..=4 if !is_v4 => self.error(arrival, headers, now),
             icmp::ECHO_REQUEST_4 if is_v4 => self.echo(arrival, headers, icmp::ECHO_REPLY_4),
             icmp::ECHO_REQUEST_6 if !is_v4 => self.echo(arrival, headers, icmp::ECHO_REPLY_6),
             _ => Ok(None),
@@ -32,7 +33,32 @@ impl Model {
 
     /// An error about a packet that was translated, or about the reply to one. What it quotes was seen behind the
     /// translation, and is turned back; so are its own addresses, but for that of a router.
-    fn error(&mut self, arrival: &Arrival, headers: &Headers) -> Option<Outcome> {
+    fn error(&mut self, arrival: &Arrival, headers: &Headers, now: u64) -> Result<Option<Outcome>, Reason> {
+        let packet = &arrival.frame[..headers.end];
+        let Some((inner, quoted, flow)) = self.complaint(arrival, headers) else { return Ok(None) };
+        let (kind, code) = (packet[headers.transport], packet[headers.transport + 1]);
+        let is_unreachable = if headers.is_v4() { kind == 3 && code != 4 } else { kind == 1 };
+        if is_unreachable && flow.hook == Hook::ToPod {
+            self.unreachable(quoted.swap(), &flow, wire::long(packet, inner.transport + 4), now)?;
+        }
+        self.counts.note("ICMP error about a flow");
+        let original = flow.to.swap();
+        let source = if headers.source == inner.destination { original.destination.ip() } else { headers.source };
+        let mut frame = arrival.frame.clone();
+        rewrite_quoted(&mut frame[..headers.end], &inner, original.source, original.destination);
+        write_addresses(&mut frame, headers, source, original.source.ip());
+        follow(&arrival.frame, &mut frame, headers, (source, original.source.ip()));
+        Ok(Some(match flow.hook {
+            Hook::Hairpin | Hook::HairpinReply => self.sent_back(arrival, frame),
+            Hook::FromPod => {
+                Outcome { verdict: Verdict::Pass, reason: None, frame, mark: arrival.mark | self.settings.mark }
+            }
+            Hook::ToPod => Outcome { verdict: Verdict::Pass, reason: None, frame, mark: arrival.mark },
+        }))
+    }
+
+    /// What a message quotes: header and tuple, and the mirror of the flow that it is about.
+    fn complaint(&self, arrival: &Arrival, headers: &Headers) -> Option<(Headers, Tuple, Flow)> {
         let packet = &arrival.frame[..headers.end];
         let inner = Headers::quoted(packet, headers.transport + 8, headers.is_v4())?;
         let protocol = services::protocol(inner.protocol)?;
@@ -50,20 +76,23 @@ impl Model {
         if (arrival.program == Program::ToPod) != (flow.hook == Hook::ToPod) {
             return None;
         }
-        self.counts.note("ICMP error about a flow");
-        let original = flow.to.swap();
-        let source = if headers.source == inner.destination { original.destination.ip() } else { headers.source };
-        let mut frame = arrival.frame.clone();
-        rewrite_quoted(&mut frame[..headers.end], &inner, original.source, original.destination);
-        write_addresses(&mut frame, headers, source, original.source.ip());
-        follow(&arrival.frame, &mut frame, headers, (source, original.source.ip()));
-        Some(match flow.hook {
-            Hook::Hairpin | Hook::HairpinReply => self.sent_back(arrival, frame),
-            Hook::FromPod => {
-                Outcome { verdict: Verdict::Pass, reason: None, frame, mark: arrival.mark | self.settings.mark }
-            }
-            Hook::ToPod => Outcome { verdict: Verdict::Pass, reason: None, frame, mark: arrival.mark },
-        })
+        Some((inner, quoted, flow))
+    }
+
+    /// An error says that a backend cannot be reached. It is a failure, if there are other backends; of a SYN the client hears
+    /// nothing, since the next one goes elsewhere.
+    fn unreachable(&mut self, key: Tuple, mirror: &Flow, sequence: u32, now: u64) -> Result<(), Reason> {
+        if mirror.packets != 0 || mirror.service_port == NO_BACKEND || !self.is_watched(mirror.service_port) {
+            return Ok(());
+        }
+        let is_tcp = key.protocol == Protocol::Tcp;
+        let client = self.half_open.get(mirror.to.swap());
+        if is_tcp && client.is_none_or(|client| client.attempt.is_answered || client.sequence != sequence) {
+            return Ok(());
+        }
+        self.counts.note(if is_tcp { "SYN to who cannot be reached" } else { "datagram to who cannot be reached" });
+        self.failed(key.backend(mirror.backend), mirror.generation, now);
+        if is_tcp { Err(Reason::Unreachable) } else { Ok(()) }
     }
 
     /// A ping of a virtual address is answered while that has a backend.

@@ -65,11 +65,13 @@ impl Kernel {
             .override_global("HAIRPIN_4", &hairpin_4, true)
             .override_global("HAIRPIN_6", &hairpin_6, true);
         let both = |name: &str| [format!("{name}_4"), format!("{name}_6")];
-        let lru = ["FLOWS", "HALF_OPEN", "AFFINITY", "FRAGMENTS"].map(both).map(|names| names.map(|name| (name, ROOM)));
-        let hashes = ["FRONTENDS", "VIPS"].map(both).map(|names| names.map(|name| (name, 1024)));
+        let lru = ["FLOWS", "HALF_OPEN", "DETOURS", "AFFINITY", "FRAGMENTS"]
+            .map(both)
+            .map(|names| names.map(|name| (name, ROOM)));
+        let hashes = ["FRONTENDS", "VIPS", "ORIGINS"].map(both).map(|names| names.map(|name| (name, 4096)));
         let arrays = ["BACKENDS", "BACKEND_STATS", "HEALTH"].map(both).map(|names| names.map(|name| (name, BACKENDS)));
-        let shared =
-            [("SERVICE_PORTS", SERVICE_PORTS), ("SERVICE_STATS", SERVICE_PORTS), ("SLOTS", SERVICE_PORTS * SLOTS / 2)];
+        let by_service_port = ["SERVICE_PORTS", "SERVICE_STATS", "BUDGETS"].map(|name| (name, SERVICE_PORTS));
+        let shared = by_service_port.into_iter().chain([("SLOTS", SERVICE_PORTS * SLOTS / 2)]);
         let sizes: Vec<(String, u32)> = lru
             .into_iter()
             .chain(hashes)
@@ -165,8 +167,18 @@ impl Kernel {
             let drop = if port.drop_when_empty { abi::service_port_flags::DROP_WHEN_EMPTY } else { 0 };
             let unwatched = if port.no_passive_health { abi::service_port_flags::NO_PASSIVE_HEALTH } else { 0 };
             let flags = drop | unwatched;
-            let value = abi::ServicePort { slots, affinity: port.affinity, flags, budget: 0, reserved: Zero::ZERO };
+            let value =
+                abi::ServicePort { slots, affinity: port.affinity, flags, budget: port.budget, reserved: Zero::ZERO };
             self.map("SERVICE_PORTS")?.update(&id.to_ne_bytes(), value.as_bytes())?;
+        }
+        let (before, after) = (before.all_origins(), services.all_origins());
+        for (key, origin) in &after {
+            if before.get(key) != Some(origin) {
+                self.family("ORIGINS", key.is_v6())?.update(&key.encode(), &origin.encode())?;
+            }
+        }
+        for key in before.keys().filter(|key| !after.contains_key(key)) {
+            self.family("ORIGINS", key.is_v6())?.delete(&key.encode())?;
         }
         Ok(())
     }
@@ -215,7 +227,7 @@ impl Kernel {
     /// # Errors
     /// When the kernel refuses.
     pub fn clear(&self) -> Result<()> {
-        for table in ["FLOWS", "HALF_OPEN", "AFFINITY", "FRAGMENTS"] {
+        for table in ["FLOWS", "HALF_OPEN", "DETOURS", "AFFINITY", "FRAGMENTS"] {
             for is_v6 in [false, true] {
                 let map = self.family(table, is_v6)?;
                 for (key, _) in map.entries()? {
@@ -227,6 +239,9 @@ impl Kernel {
             for id in 0..BACKENDS {
                 self.put("HEALTH", &BackendId { is_v6, id }, &Health::default())?;
             }
+        }
+        for id in 0..SERVICE_PORTS {
+            self.map("BUDGETS")?.update(&id.to_ne_bytes(), &[0; 8])?;
         }
         Ok(())
     }

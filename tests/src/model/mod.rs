@@ -8,7 +8,7 @@
 //!
 //! - [`programs`]: the two programs, from the frame to the verdict; [`follow`]: a packet of a flow; [`open`]: a new flow;
 //!   [`half_open`]: one that has not proved itself, [`health`]: and the backends that do not answer; [`fragments`],
-//!   [`icmp`], [`refuse`]: what lies aside of their way.
+//!   [`icmp`], [`refuse`]: what lies aside of their way; [`restore`]: flows that were lost.
 //! - [`wire`]: headers and checksums; [`rewrite`]: other addresses for a packet.
 //! - [`flows`], [`services`]: what is remembered and what is served; [`table`]: a map that knows what was touched.
 //!
@@ -37,6 +37,7 @@ pub mod operation;
 pub mod packet;
 pub mod programs;
 pub mod refuse;
+pub mod restore;
 pub mod rewrite;
 pub mod services;
 pub mod shrink;

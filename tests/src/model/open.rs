@@ -68,6 +68,14 @@ impl Model {
         if self.services.slots[&service_port].is_empty() {
             return Err(if port.drop_when_empty { Reason::NoBackend } else { Reason::Refused });
         }
+        if !packet.is_new()
+            && let Some(opened) = self.take_detour(packet, service_port, now)
+        {
+            return Ok(opened);
+        }
+        if packet.is_new() && !self.is_within_budget(service_port, now) {
+            return Err(Reason::Budget);
+        }
         let key = AffinityKey { client: from.source.ip(), service_port };
         let had = if affinity == 0 { None } else { self.stays_with(key, affinity, now) };
         match (affinity, self.affinities.get(key), had) {
@@ -79,7 +87,8 @@ impl Model {
             }
         }
         // The answer of another backend will tell with whom the client stays from then on.
-        let leaves = had.is_some_and(|id| self.is_watched(service_port) && self.is_suspect(from.backend(id)));
+        let leaves =
+            had.is_some_and(|id| packet.is_new() && self.is_watched(service_port) && self.is_suspect(from.backend(id)));
         if leaves {
             self.counts.note("client leaves its suspect backend");
         }
@@ -92,21 +101,60 @@ impl Model {
                 Choice { id, number: 0, opened: self.take_any_port(from, id, now).ok_or(Reason::ReplyTaken)? }
             }
         };
-        let Choice { id, number, opened } = choice;
+        let Choice { id, opened, .. } = choice;
         let generation = self.backend(from, id).generation;
         if affinity != 0 && !leaves {
             self.affinities.insert(key, Affinity { backend: id, generation, last_used: now });
         }
-        let attempt = Attempt { number, ..Attempt::default() };
-        let flow = Flow { attempt, ..packet.flow(opened, id, generation, service_port, now) };
-        let place = self.place_for(packet, opened);
-        self.add(place, from, &flow, now);
-        self.counts.backend(from.backend(id)).connections += 1;
-        self.counts.note(if opened.hook == Hook::Hairpin { "hairpin flow opened" } else { "flow opened" });
+        let flow = self.enter(packet, service_port, choice, now);
         if let Some(number) = picked.probe {
             self.probe(from, service_port, number, &flow, now);
         }
         Ok(opened)
+    }
+
+    /// Adds a flow to a backend.
+    fn enter(&mut self, packet: &Packet<'_>, service_port: u32, choice: Choice, now: u64) -> Flow {
+        let Choice { id, number, opened } = choice;
+        let generation = self.backend(packet.tuple, id).generation;
+        let attempt = Attempt { number, ..Attempt::default() };
+        let flow = Flow { attempt, ..packet.flow(opened, id, generation, service_port, now) };
+        let place = self.place_for(packet, opened);
+        self.add(place, packet.tuple, &flow, now);
+        self.counts.backend(packet.tuple.backend(id)).connections += 1;
+        self.counts.note(if opened.hook == Hook::Hairpin { "hairpin flow opened" } else { "flow opened" });
+        flow
+    }
+
+    /// Takes up a connection whose flow was lost where it was, if that is not where selection would lead it.
+    fn take_detour(&mut self, packet: &Packet<'_>, service_port: u32, now: u64) -> Option<Opened> {
+        let from = packet.tuple;
+        let detour = self.detours.get(from)?;
+        let backend = self.services.backends.get(&(from.source.is_ipv6(), detour.backend))?;
+        if backend.generation != detour.generation || backend.service_port != service_port {
+            return None;
+        }
+        let opened = self.take(from, detour.backend, detour.source_port, now)?;
+        self.counts.note("detour taken up");
+        self.enter(packet, service_port, Choice { id: detour.backend, number: 1, opened }, now);
+        Some(opened)
+    }
+
+    /// Whether a service port may open one more flow in this second.
+    fn is_within_budget(&mut self, service_port: u32, now: u64) -> bool {
+        let limit = self.services.ports[&service_port].budget;
+        if limit == 0 {
+            return true;
+        }
+        let budget = self.budgets.entry(service_port).or_default();
+        let second = now / SECOND;
+        if budget.0 != second {
+            *budget = (second, 0);
+        }
+        let is_within = budget.1 < limit;
+        budget.1 += u32::from(is_within);
+        self.counts.note(if is_within { "within the budget" } else { "budget used up" });
+        is_within
     }
 
     /// Where a new flow belongs. When its mirror is left in the table of those that have proved themselves, its client's half was
@@ -135,6 +183,8 @@ impl Model {
     ) -> Result<Picked, Reason> {
         let from = packet.tuple;
         let is_datagram = from.protocol == Protocol::Udp;
+        // Who goes on with a connection whose flow was lost needs its backend, whether that answers or not.
+        let is_watched = packet.is_new() && self.is_watched(service_port);
         let mut probe = None;
         for number in first..first + CHOICES {
             let id = self.choice(from, service_port, number).ok_or(Reason::BadSlot)?;
@@ -142,12 +192,13 @@ impl Model {
                 continue;
             }
             let backend = from.backend(id);
-            if self.is_watched(service_port) && self.is_suspect(backend) {
-                let is_due = self.is_probe_due(backend, is_datagram, now);
+            if is_watched && self.is_suspect(backend) {
+                // One trial for one opening.
+                let is_due = except.is_none() && probe.is_none() && self.is_probe_due(backend, is_datagram, now);
                 if !is_due || !is_datagram {
                     self.counts.backend(backend).skipped += 1;
                     self.counts.note("suspect passed over");
-                    if is_due && packet.is_first() {
+                    if is_due {
                         probe = Some(number);
                     }
                     continue;
@@ -219,7 +270,7 @@ impl Model {
     }
 
     /// The backend in the slot that is chosen. `None`: the slot names none.
-    fn choice(&self, from: Tuple, service_port: u32, attempt: u32) -> Option<u32> {
+    pub(super) fn choice(&self, from: Tuple, service_port: u32, attempt: u32) -> Option<u32> {
         let slots = &self.services.slots[&service_port];
         let count = u32::try_from(slots.len()).expect("few slots");
         let id = slots[hash::slot(self.hash(from, attempt), count) as usize];

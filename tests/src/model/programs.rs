@@ -8,7 +8,7 @@ use lb_common::abi::{IdleTimes, Reason, handover, options};
 
 use serde::{Deserialize, Serialize};
 
-use super::flows::{Affinity, AffinityKey, BackendId, Flow, Fragment, FragmentKey, Health, Timed, Tuple};
+use super::flows::{Affinity, AffinityKey, BackendId, Detour, Flow, Fragment, FragmentKey, Health, Timed, Tuple};
 use super::fragments::Known;
 use super::health::BackendCounts;
 use super::services::{self, Services};
@@ -149,6 +149,16 @@ impl Packet<'_> {
         self.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 
+    /// Nothing can have come before it that matters.
+    pub fn is_new(&self) -> bool {
+        self.is_first() || self.tuple.protocol == Protocol::Udp
+    }
+
+    /// What answers a segment of no connection.
+    pub const fn is_refusal(&self) -> bool {
+        self.flags & (tcp::RST | tcp::ACK) == tcp::RST
+    }
+
     /// Nothing more will come from this side.
     pub const fn is_fin(&self) -> bool {
         self.flags & tcp::FIN != 0
@@ -188,6 +198,9 @@ pub struct Model {
     pub flows: Table<Tuple, Flow>,
     pub half_open: Table<Tuple, Flow>,
     pub health: Table<BackendId, Health>,
+    pub detours: Table<Tuple, Detour>,
+    /// By service port: a second, and how many flows were opened in it.
+    pub budgets: BTreeMap<u32, (u64, u32)>,
     pub affinities: Table<AffinityKey, Affinity>,
     pub fragments: Table<FragmentKey, Fragment>,
     pub counts: Counts,
@@ -341,7 +354,7 @@ impl Model {
             Err(Fault::ExtensionHeaders) => return Err(Reason::ExtensionHeaders),
         };
         if headers.protocol == protocol::icmp(is_v4) {
-            return self.icmp(arrival, &headers);
+            return self.icmp(arrival, &headers, now);
         }
         let Some(protocol) = services::protocol(headers.protocol) else { return Ok(None) };
         let tuple = Tuple {

@@ -38,6 +38,9 @@ pub struct ServicePort {
     /// Backends that do not answer are treated as those that do.
     #[serde(default, skip_serializing_if = "super::packet::is_default")]
     pub no_passive_health: bool,
+    /// How many flows it may open each second; 0 without a budget.
+    #[serde(default, skip_serializing_if = "super::packet::is_default")]
+    pub budget: u32,
     /// One of its slots names a backend that does not exist.
     #[serde(default, skip_serializing_if = "super::packet::is_default")]
     pub is_broken: bool,
@@ -84,6 +87,23 @@ pub struct FrontendKey {
     pub at: SocketAddr,
     /// Transport protocol.
     pub protocol: Protocol,
+}
+
+/// Key of an origin: a backend, and the number of one of the frontends that lead to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "as in lb_common::abi::OriginKey")]
+pub struct OriginKey {
+    pub backend: SocketAddr,
+    pub protocol: Protocol,
+    pub number: u8,
+}
+
+/// One of those frontends, and the id that the backend has there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in lb_common::abi::Origin")]
+pub struct Origin {
+    pub frontend: SocketAddr,
+    pub backend: u32,
 }
 
 /// Everything that is served.
@@ -168,6 +188,34 @@ impl Services {
             self.backends.insert((is_v6, id), backend);
             return;
         }
+    }
+
+    /// The frontends that lead to a backend, with its id for each, by their numbers.
+    #[must_use]
+    pub fn origins(&self, backend: SocketAddr, protocol: Protocol) -> Vec<(SocketAddr, u32)> {
+        let has_flows = |state| matches!(state, BackendState::Active | BackendState::Draining);
+        let mut origins = Vec::new();
+        for ((_, id), found) in &self.backends {
+            if found.at == backend && found.protocol == protocol && has_flows(found.state) {
+                let frontends = self.frontends.iter().filter(|(_, port)| **port == found.service_port);
+                origins.extend(frontends.map(|(key, _)| (key.at, *id)));
+            }
+        }
+        origins.sort_unstable();
+        origins
+    }
+
+    /// The origins of all backends.
+    #[must_use]
+    pub fn all_origins(&self) -> BTreeMap<OriginKey, Origin> {
+        let backends: BTreeSet<_> = self.backends.values().map(|backend| (backend.at, backend.protocol)).collect();
+        let keyed = |(backend, protocol): (SocketAddr, Protocol)| {
+            let numbered = (0..=u8::MAX).zip(self.origins(backend, protocol));
+            numbered.map(move |(number, (frontend, id))| {
+                (OriginKey { backend, protocol, number }, Origin { frontend, backend: id })
+            })
+        };
+        backends.into_iter().flat_map(keyed).collect()
     }
 
     /// Whether some frontend has this address.

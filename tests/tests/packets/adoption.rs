@@ -53,7 +53,7 @@ fn both_families_are_read_back_as_they_were_written_and_an_agent_that_starts_wri
         for (family, vip, backends) in SERVICES {
             let (vip, backends) = (at(vip), backends.map(at));
             let (_, id) = frontends.iter().find(|(frontend, _)| frontend.address == vip.ip()).unwrap();
-            let ServicePort { slots, affinity, flags } = datapath.maps.service_port(*id);
+            let ServicePort { slots, affinity, flags, .. } = datapath.maps.service_port(*id);
             assert_eq!((affinity, flags), (10_800, service_port_flags::DROP_WHEN_EMPTY));
             let answers = if chosen > 0 { vip_flags::HAS_BACKEND } else { 0 };
             assert_eq!(vips[&vip.ip()], vip_flags::CLUSTER_IP | answers);

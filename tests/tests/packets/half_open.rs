@@ -6,9 +6,10 @@ use std::time::Duration;
 use lb_common::Protocol;
 use lb_common::abi::{Family, Hook, Reason};
 use lb_userspace::dataplane::{OBJECT, PassiveHealth, Settings};
-use viaduct_tests::datapath::{Datapath, Output};
+use lb_userspace::plan::ServicePortPlan;
+use viaduct_tests::datapath::{Datapath, Output, Verdict};
 use viaduct_tests::needs_root;
-use viaduct_tests::packet::{self, TcpFlags};
+use viaduct_tests::packet::{self, IcmpError, TcpFlags};
 
 use super::{
     Net, age_flows, another_syn, both, count, destination, dropped, establish, flow_entries, maps, nets, passed, serve,
@@ -176,6 +177,13 @@ fn ignore(datapath: &mut Datapath, net: &Net, dead: SocketAddr, ports: std::ops:
     unanswered
 }
 
+/// Id of the backend at this address.
+fn id_of(datapath: &mut Datapath, net: &Net, address: SocketAddr, protocol: Protocol) -> u32 {
+    let backends = maps!(datapath, net, |maps| maps.backends().unwrap());
+    let is_it = |backend: &lb_userspace::state::Backend| backend.address == address && backend.protocol == protocol;
+    backends.into_iter().find(|(_, backend)| is_it(backend)).unwrap().0
+}
+
 #[test]
 fn a_backend_that_leaves_three_in_a_row_unanswered_is_passed_over_until_it_answers() {
     needs_root!();
@@ -183,11 +191,7 @@ fn a_backend_that_leaves_three_in_a_row_unanswered_is_passed_over_until_it_answe
     for net in nets() {
         let dead = net.backends[0];
         assert_eq!(ignore(&mut datapath, &net, dead, 40_000..40_200), 3, "three pay for it, and nobody more");
-        let id = maps!(datapath, net, |maps| {
-            let backends = maps.backends().unwrap().into_iter();
-            let mut ids = backends.filter(|(_, backend)| backend.address == dead && backend.protocol == Protocol::Tcp);
-            ids.next().unwrap().0
-        });
+        let id = id_of(&mut datapath, &net, dead, Protocol::Tcp);
         let (health, stats) = maps!(datapath, net, |maps| (maps.health(id).unwrap(), maps.backend_stats(id).unwrap()));
         assert!(health.suspect_since > 0 && health.failures == 3, "{health:?}");
         assert!(stats.failures == 3 && stats.skipped > 10 && stats.recoveries == 0, "{stats:?}");
@@ -236,5 +240,105 @@ fn when_all_are_suspect_all_are_used() {
         assert_eq!(used, net.backends.into(), "{} flows", flow_entries(&mut datapath, &net));
         let pod = packet::tcp(net.client, net.backends[0], TcpFlags::ACK, b"");
         assert_eq!(datapath.from_pod(pod.clone()).unwrap(), passed(pod, 0));
+    }
+}
+
+#[test]
+fn of_a_backend_that_cannot_be_reached_the_client_hears_nothing_and_the_next_syn_goes_elsewhere() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let before = count(&datapath, Reason::Unreachable);
+        let sent = syn(&mut datapath, net.client, &net).frame;
+        let backend = destination(&sent);
+        let id = id_of(&mut datapath, &net, backend, Protocol::Tcp);
+        let failures = |datapath: &mut Datapath| maps!(datapath, net, |maps| maps.backend_stats(id).unwrap().failures);
+        for error in [IcmpError::HostUnreachable, IcmpError::PortUnreachable] {
+            let about = packet::icmp_error(net.router, net.client.ip(), error, &sent);
+            assert_eq!(datapath.to_pod(about.clone()).unwrap(), dropped(about));
+        }
+        assert_eq!((failures(&mut datapath), count(&datapath, Reason::Unreachable) - before), (2, 2));
+        // Not by who has not seen the SYN, nor for another reason.
+        let mut guess = sent.clone();
+        let sequence = if net.vip.is_ipv4() { 38 } else { 58 };
+        guess[sequence] ^= 1;
+        for (error, about) in [
+            (IcmpError::HostUnreachable, &guess),
+            (IcmpError::TimeExceeded, &sent),
+            (IcmpError::TooBig { mtu: 1400 }, &sent),
+        ] {
+            let about = packet::icmp_error(net.router, net.client.ip(), error, about);
+            assert_eq!(datapath.to_pod(about).unwrap().verdict, Verdict::Pass, "{error:?}");
+        }
+        assert_eq!(failures(&mut datapath), 2);
+        let next = again(&mut datapath, net.client, &net);
+        assert_ne!(next, backend);
+        // Once one has answered, an error is no news about the opening.
+        datapath.to_pod(syn_ack(next, net.client)).unwrap();
+        let sent = packet::tcp(net.client, next, TcpFlags::SYN, b"");
+        let about = packet::icmp_error(net.router, net.client.ip(), IcmpError::HostUnreachable, &sent);
+        assert_eq!(datapath.to_pod(about).unwrap().verdict, Verdict::Pass);
+    }
+}
+
+#[test]
+fn the_only_backend_that_cannot_be_reached_is_one_of_which_the_client_hears() {
+    needs_root!();
+    let mut datapath = Datapath::new().unwrap();
+    for net in nets() {
+        serve(&mut datapath, &net, &net.backends[..1]);
+        let sent = syn(&mut datapath, net.client, &net).frame;
+        let about = packet::icmp_error(net.router, net.client.ip(), IcmpError::HostUnreachable, &sent);
+        assert_eq!(datapath.to_pod(about).unwrap().verdict, Verdict::Pass);
+    }
+}
+
+#[test]
+fn datagrams_to_a_backend_that_cannot_be_reached_make_it_suspect_and_their_sender_hears_of_it() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let dead = net.backends[0];
+        let id = id_of(&mut datapath, &net, dead, Protocol::Udp);
+        let mut told = 0;
+        for port in 40_000..40_200 {
+            let client = net.client_at(port);
+            let sent = datapath.from_pod(packet::udp(client, net.vip, b"a question")).unwrap().frame;
+            if destination(&sent) == dead {
+                let about = packet::icmp_error(dead.ip(), client.ip(), IcmpError::PortUnreachable, &sent);
+                assert_eq!(datapath.to_pod(about).unwrap().verdict, Verdict::Pass);
+                told += 1;
+            }
+        }
+        assert_eq!(told, 3);
+        assert!(maps!(datapath, net, |maps| maps.health(id).unwrap()).suspect_since > 0);
+    }
+}
+
+#[test]
+fn a_service_port_opens_no_more_flows_in_a_second_than_its_budget_and_what_is_open_goes_on() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let before = count(&datapath, Reason::Budget);
+        let budget = std::num::NonZeroU32::new(5);
+        let limited = |plan: &mut ServicePortPlan| plan.new_connections_per_second = budget;
+        datapath.serve_with("web", Protocol::Tcp, net.vip, &net.backends, limited).unwrap();
+        // The first of them may fall into the second before.
+        let opened = |datapath: &mut Datapath, ports: std::ops::Range<u16>| {
+            ports.filter(|port| syn(datapath, net.client_at(*port), &net).verdict == Verdict::Pass).count()
+        };
+        let first = opened(&mut datapath, 40_000..40_050);
+        assert!((5..=10).contains(&first), "{first}");
+        assert_eq!(count(&datapath, Reason::Budget) - before, 50 - u64::try_from(first).unwrap());
+        // What has a flow needs no other, nor does another service, nor a connection whose flow was lost.
+        assert_eq!(syn(&mut datapath, net.client_at(40_000), &net).verdict, Verdict::Pass);
+        let lost = packet::tcp(net.client_at(41_000), net.vip, TcpFlags::ACK, b"");
+        assert_eq!(datapath.from_pod(lost).unwrap().verdict, Verdict::Pass);
+        let other = packet::udp(net.client, net.vip, b"a question");
+        assert_eq!(datapath.from_pod(other).unwrap().verdict, Verdict::Pass);
+        std::thread::sleep(Duration::from_millis(1100));
+        let next = opened(&mut datapath, 42_000..42_050);
+        assert!((5..=10).contains(&next), "{next}");
     }
 }

@@ -17,6 +17,7 @@ mod lies;
 mod lifetime;
 mod ports;
 mod refusals;
+mod restore;
 mod sctp;
 mod translation;
 

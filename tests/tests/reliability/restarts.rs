@@ -1,11 +1,11 @@
-//! Agents that come and go.
+//! Agents that come and go, of this layout of the maps and of another.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use viaduct_tests::traffic::{Datagrams, Exchanged, Server};
-use viaduct_tests::{Agent, Node, needs_root};
+use viaduct_tests::{Agent, Build, Node, needs_root};
 
 use super::cluster::{Cluster, INTERVAL, WEB, shown, vips};
 use super::promises::{RESTARTS, factor, seed};
@@ -17,8 +17,9 @@ const LONGEST_LIFE: Duration = Duration::from_millis(1200);
 const DATAGRAMS_PER_SECOND: u32 = 250;
 
 #[test]
-fn a_thousand_connections_outlive_fifty_agents_that_are_killed_at_random_moments() {
+fn a_thousand_connections_outlive_fifty_agents_that_are_killed_at_random_moments_and_another_layout() {
     needs_root!();
+    Build::Other.path();
     let mut random = Rng::with_seed(seed());
     let mut ready = 0;
     no_packet_is_lost(|node, mut agent| {
@@ -34,6 +35,11 @@ fn a_thousand_connections_outlive_fifty_agents_that_are_killed_at_random_moments
             agent = node.spawn_agent_with(&[]).unwrap();
         }
         agent.wait_until_ready().unwrap();
+        for build in [Build::Other, Build::Shipped] {
+            agent.kill9().unwrap();
+            agent = node.spawn_agent_of(&build.path(), &[], &[]).unwrap();
+            agent.wait_until_ready().unwrap();
+        }
     });
     println!("{} agents were killed, {ready} of them ready", KILLS * factor());
 }

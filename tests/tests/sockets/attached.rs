@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use lb_userspace::dataplane::Pins;
+use lb_userspace::dataplane::attach::cgroup::PROGRAMS;
 use viaduct_tests::deadline::SYNC;
 use viaduct_tests::{Node, command, http_get, needs_root, scaled, wait_until};
 
@@ -17,7 +19,7 @@ use crate::{Cluster, DNS, WEB, Way, ask, ask_peer};
 
 /// The pins of a node's links at sockets, with the ids of the links and of the programs behind them.
 fn links(node: &Node) -> BTreeMap<String, (u64, u64)> {
-    let entries = fs::read_dir(node.bpffs().join("v3/sockets")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(Pins::new(node.bpffs()).sockets()).into_iter().flatten().flatten();
     let pins: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     let shown = |pin: PathBuf| {
         let output = command::run(Command::new("bpftool").args(["-j", "link", "show", "pinned"]).arg(&pin)).unwrap();
@@ -52,7 +54,7 @@ fn sockets_are_served_while_agents_are_killed_and_come_again_and_the_links_stay_
     let cluster = Cluster::without_agents();
     let mut agent = cluster.node().start_agent().unwrap();
     let before = links(cluster.node());
-    assert_eq!(before.len(), 8);
+    assert_eq!(before.len(), PROGRAMS.len());
     let stop = AtomicBool::new(false);
     let requests = thread::scope(|scope| {
         let work = scope.spawn(|| {
@@ -105,11 +107,11 @@ fn an_agent_with_another_option_corrects_what_is_attached() {
     }
     let told: Vec<_> = seen.iter().map(|(mode, links, served)| (mode.as_str(), links.len(), *served)).collect();
     let expected = [
-        ("host", 8, true),
-        ("host", 8, false),
-        ("all", 8, false),
+        ("host", PROGRAMS.len(), true),
+        ("host", PROGRAMS.len(), false),
+        ("all", PROGRAMS.len(), false),
         ("off", 0, false),
-        ("host", 8, true),
+        ("host", PROGRAMS.len(), true),
         ("off", 0, false),
     ];
     assert_eq!(told, expected);
@@ -124,12 +126,13 @@ fn links_that_somebody_removes_are_put_back() {
     needs_root!();
     let cluster = Cluster::without_agents();
     cluster.node().start_agent().unwrap();
-    fs::remove_dir_all(cluster.node().bpffs().join("v3/sockets")).unwrap();
-    fs::create_dir(cluster.node().bpffs().join("v3/sockets")).unwrap();
+    let folder = Pins::new(cluster.node().bpffs()).sockets();
+    fs::remove_dir_all(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
     wait_until("the links are gone", SYNC, || (!is_served(&cluster)).then_some(())).unwrap();
     // A notice about interfaces lets the agent look.
     cluster.node().namespace().ip("link add lo2 type veth peer name lo3").unwrap();
-    wait_until("the links are back", SYNC, || (links(cluster.node()).len() == 8).then_some(())).unwrap();
+    wait_until("the links are back", SYNC, || (links(cluster.node()).len() == PROGRAMS.len()).then_some(())).unwrap();
     assert!(is_served(&cluster));
 }
 
@@ -140,7 +143,7 @@ fn status_says_whose_sockets_are_served_and_where() {
     cluster.node().start_agent().unwrap();
     let text = cluster.node().viaduct(&["status"]).unwrap();
     let line = text.lines().find(|line| line.starts_with("Sockets:")).unwrap();
-    assert!(line.contains("host, 8 programs at /sys/fs/cgroup"), "{line}");
+    assert!(line.contains("host, 9 programs at /sys/fs/cgroup"), "{line}");
     assert!(text.lines().any(|line| line.starts_with("connect4 ")), "{text}");
     let json = status(cluster.node());
     assert!(json["sockets"]["cgroup"].as_str().unwrap().starts_with("/sys/fs/cgroup"), "{json}");
@@ -151,7 +154,7 @@ fn cleanup_and_the_end_of_a_lab_leave_no_link() {
     needs_root!();
     let cluster = Cluster::new();
     let [one, two] = ["node1", "node2"].map(|node| ids(&links(cluster.lab.node(node))));
-    assert_eq!((one.len(), two.len()), (8, 8));
+    assert_eq!((one.len(), two.len()), (PROGRAMS.len(), PROGRAMS.len()));
     drop(cluster);
     wait_until("all links are gone", SYNC, || one.iter().chain(&two).all(|link| !exists(*link)).then_some(())).unwrap();
 

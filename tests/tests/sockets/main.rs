@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod attached;
+mod health;
 mod moving;
 mod sockets;
 mod traffic;

@@ -1,10 +1,10 @@
 //! The agent is killed at each step of taking over, one after the other. Whatever is there then works, and the next agent goes on
 //! from it: of the new layout, which completes what was begun, or of the old one, which undoes it.
 
-use viaduct_tests::needs_root;
+use viaduct_tests::{Build, needs_root};
 
+use crate::Cluster;
 use crate::traffic::Traffic;
-use crate::{Build, Cluster};
 
 #[test]
 fn an_agent_killed_at_any_step_leaves_a_working_datapath_to_the_next() {

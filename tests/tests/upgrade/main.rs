@@ -9,51 +9,11 @@ mod takeover;
 mod traffic;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
 use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::{
-    Agent, EndpointSliceManifest, Family, HttpServer, Lab, Node, ServiceManifest, Topology, UdpServer, agent, command,
+    Agent, Build, EndpointSliceManifest, Family, HttpServer, Lab, Node, ServiceManifest, Topology, UdpServer,
 };
-
-/// Which build of the program to start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Build {
-    /// The one that is shipped.
-    Shipped,
-    /// The same, with hooks for tests.
-    Hooked,
-    /// The same as that, with maps of another layout.
-    Other,
-}
-
-impl Build {
-    fn path(self) -> PathBuf {
-        static BUILT: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
-        match self {
-            Self::Shipped => agent::binary().unwrap(),
-            Self::Hooked => BUILT[0].get_or_init(|| build("viaduct-hooked", "test-hooks")).clone(),
-            Self::Other => BUILT[1].get_or_init(|| build("viaduct-other", "test-hooks,other-layout")).clone(),
-        }
-    }
-
-    fn layout(self) -> u32 {
-        match self {
-            Self::Shipped | Self::Hooked => lb_common::abi::LAYOUT,
-            Self::Other => lb_common::abi::LAYOUT + 1000,
-        }
-    }
-}
-
-/// With the dependencies that the tests are built with.
-fn build(name: &str, features: &str) -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--locked", "--package", "lb-userspace", "--bin", name, "--features", features]);
-    command::run(cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())).unwrap();
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("debug").join(name)
-}
 
 /// One node with clients and backends, and a service of TCP and UDP in both families.
 struct Cluster {

@@ -1,9 +1,9 @@
 //! Sizes of the maps change on a live node, by the same way as layouts do.
 
-use viaduct_tests::{HttpConnection, http_get, needs_root};
+use viaduct_tests::{Build, HttpConnection, http_get, needs_root};
 
+use crate::Cluster;
 use crate::traffic::Traffic;
-use crate::{Build, Cluster};
 
 const V4: &str = "10.96.0.10:80";
 const V6: &str = "[fd00:10:96::10]:80";

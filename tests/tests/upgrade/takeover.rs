@@ -6,10 +6,10 @@ use std::fs;
 use lb_common::abi::Flow4;
 use lb_common::{Protocol, Tuple4};
 use lb_userspace::dataplane::{Maps, Pins};
-use viaduct_tests::{Agent, HttpConnection, needs_root};
+use viaduct_tests::{Agent, Build, HttpConnection, needs_root};
 
+use crate::Cluster;
 use crate::traffic::Traffic;
-use crate::{Build, Cluster};
 
 #[test]
 fn an_upgrade_and_a_downgrade_lose_no_packet() {

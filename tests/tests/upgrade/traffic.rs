@@ -6,9 +6,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use viaduct_tests::client::udp_exchange;
 use viaduct_tests::deadline::{EXCHANGE, SYNC};
 use viaduct_tests::{HttpConnection, Namespace, http_get, scaled, wait_until};
@@ -17,6 +19,9 @@ use crate::Cluster;
 
 /// Connections that stay open, of each family.
 const CONNECTIONS: usize = 20;
+/// How often a processor is asked for a moment, and how late it may come with it: Linux waits 200 ms before it sends again.
+const PAUSE: Duration = Duration::from_millis(20);
+const STALL: Duration = Duration::from_millis(100);
 
 pub(crate) struct Traffic {
     shared: Arc<Shared>,
@@ -24,7 +29,7 @@ pub(crate) struct Traffic {
     namespaces: Vec<Namespace>,
     /// When it began.
     retransmissions: u64,
-    dropped: u64,
+    troubles: u64,
 }
 
 #[derive(Default)]
@@ -33,8 +38,31 @@ struct Shared {
     /// By kind of traffic.
     exchanges: [AtomicU64; KINDS.len()],
     failures: Mutex<Vec<String>>,
-    /// Failures while the machine dropped packets, of whomever.
+    /// Failures while the machine was in trouble.
     excused: Mutex<Vec<String>>,
+    /// How often a processor had no time for so long that TCP sends again what was not lost.
+    stalls: AtomicU64,
+}
+
+impl Shared {
+    /// How often the machine, which others may keep busy, had no room for packets or no time for them.
+    fn troubles(&self) -> u64 {
+        dropped_by_the_machine() + self.stalls.load(Ordering::Relaxed)
+    }
+
+    /// Watches a processor.
+    fn count_stalls(&self, processor: usize) {
+        let mut only = CpuSet::new();
+        only.set(processor).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &only).unwrap();
+        while !self.stop.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            thread::sleep(PAUSE);
+            if begin.elapsed() > PAUSE + STALL {
+                self.stalls.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// Whence and over which family, too.
@@ -56,24 +84,24 @@ const KINDS: [&str; 10] = [
 pub(crate) struct Outcome {
     pub(crate) exchanges: u64,
     pub(crate) failures: Vec<String>,
-    /// While the machine itself dropped packets.
+    /// While the machine was in trouble.
     pub(crate) excused: Vec<String>,
     /// TCP segments that were sent again, by anyone.
     pub(crate) retransmissions: u64,
-    /// Packets that the machine itself dropped.
-    pub(crate) dropped_by_the_machine: u64,
+    /// Packets that the machine itself dropped, and moments in which it did nothing for us.
+    pub(crate) troubles: u64,
 }
 
 impl Outcome {
     /// Checks that no packet was lost but what the machine lost, which other tests may keep busy.
     pub(crate) fn assert_nothing_lost(&self) {
-        let Self { exchanges, excused, retransmissions, dropped_by_the_machine, .. } = self;
+        let Self { exchanges, excused, retransmissions, troubles, .. } = self;
         println!(
-            "{exchanges} exchanges, {retransmissions} retransmissions; the machine dropped {dropped_by_the_machine}"
+            "{exchanges} exchanges, {retransmissions} retransmissions; the machine was in trouble {troubles} times"
         );
         println!("failed meanwhile: {excused:?}");
         assert_eq!(self.failures, [""; 0]);
-        assert!(self.retransmissions == 0 || self.dropped_by_the_machine > 0, "{self:?}");
+        assert!(self.retransmissions == 0 || self.troubles > 0, "{self:?}");
     }
 }
 
@@ -84,8 +112,12 @@ impl Traffic {
         let node = cluster.node().namespace();
         let shared = Arc::new(Shared::default());
         let namespaces: Vec<_> = cluster.lab.pods().iter().map(|pod| pod.namespace()).chain([node]).cloned().collect();
-        let (retransmissions, dropped) = (retransmissions(&namespaces), dropped_by_the_machine());
-        let mut traffic = Self { shared, threads: Vec::new(), namespaces, retransmissions, dropped };
+        let (retransmissions, troubles) = (retransmissions(&namespaces), shared.troubles());
+        let mut traffic = Self { shared, threads: Vec::new(), namespaces, retransmissions, troubles };
+        for processor in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let shared = Arc::clone(&traffic.shared);
+            traffic.threads.push(thread::spawn(move || shared.count_stalls(processor)));
+        }
         for (index, vip) in ["10.96.0.10", "[fd00:10:96::10]"].into_iter().enumerate() {
             let (tcp, udp): (SocketAddr, SocketAddr) =
                 (format!("{vip}:80").parse().unwrap(), format!("{vip}:53").parse().unwrap());
@@ -124,11 +156,10 @@ impl Traffic {
         let (shared, namespace) = (Arc::clone(&self.shared), namespace.clone());
         let work = move || {
             while !shared.stop.load(Ordering::Relaxed) {
-                let before = dropped_by_the_machine();
+                let before = shared.troubles();
                 if let Err(error) = exchange(&namespace) {
                     let failure = format!("{}: {error:#}", KINDS[kind]);
-                    let dropped = dropped_by_the_machine() - before;
-                    let list = if dropped == 0 { &shared.failures } else { &shared.excused };
+                    let list = if shared.troubles() == before { &shared.failures } else { &shared.excused };
                     list.lock().unwrap().push(failure);
                     thread::sleep(Duration::from_millis(100));
                 }
@@ -160,7 +191,7 @@ impl Traffic {
             exchanges: self.shared.exchanges.iter().map(|exchanges| exchanges.load(Ordering::Relaxed)).sum(),
             failures: self.shared.failures.lock().unwrap().clone(),
             excused: self.shared.excused.lock().unwrap().clone(),
-            dropped_by_the_machine: dropped_by_the_machine() - self.dropped,
+            troubles: self.shared.troubles() - self.troubles,
             retransmissions: retransmissions(&self.namespaces) - self.retransmissions,
         }
     }

@@ -8,8 +8,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use aya::programs::CgroupAttachMode;
-use aya::programs::links::FdLink;
 use clap::ValueEnum as _;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use procfs::process::Process;
@@ -20,8 +18,17 @@ use crate::dataplane::kernel::{open_pinned, update_link};
 use crate::dataplane::{Object, Pins, SocketLb};
 
 /// Those that turn names back come first, so that whoever is led to a backend does not hear of it.
-pub const PROGRAMS: [&str; 8] =
-    ["recvmsg4", "recvmsg6", "getpeername4", "getpeername6", "connect4", "connect6", "sendmsg4", "sendmsg6"];
+pub const PROGRAMS: [&str; 9] = [
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+    "connections",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+];
 
 /// A cgroup whose processes are served.
 #[derive(Debug)]
@@ -184,10 +191,7 @@ fn swap(object: &mut Object, program: &str, pin: &Path) -> Result<bool> {
 }
 
 fn link(object: &mut Object, program: &str, cgroup: &Cgroup, pin: &Path) -> Result<()> {
-    let program = object.socket_program(program)?;
-    // As a link, it stands beside those of others.
-    let id = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
-    let link: FdLink = program.take_link(id)?.try_into()?;
+    let link = object.socket_program(program)?.attach(&cgroup.folder)?;
     link.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;
     Ok(())
 }

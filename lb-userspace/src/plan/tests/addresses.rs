@@ -181,12 +181,16 @@ fn a_cluster_ip_is_its_services_whoever_else_has_named_it_as_an_external_ip_befo
 }
 
 #[test]
-fn session_affinity_applies_to_every_address_of_a_service() {
+fn session_affinity_health_and_budget_apply_to_every_address_of_a_service() {
     let mut service =
         Service { internal_policy: TrafficPolicy::Local, affinity: Some(Duration::from_secs(5)), ..web() };
     service.external_ips = addresses(&["203.0.113.1"]);
+    (service.ignores_failures, service.new_connections_per_second) = (true, NonZeroU32::new(500));
     let plan = planned(&[service], &slices());
     assert_eq!(plan.service_ports.len(), 2);
-    assert!(plan.service_ports.values().all(|port| port.affinity == Some(Duration::from_secs(5))), "{plan:?}");
+    for port in plan.service_ports.values() {
+        assert_eq!(port.affinity, Some(Duration::from_secs(5)));
+        assert_eq!((port.ignores_failures, port.new_connections_per_second), (true, NonZeroU32::new(500)));
+    }
     assert_eq!(plan.problems, []);
 }

@@ -32,6 +32,8 @@ fn service(name: &str, addresses: &[&str], ports: &[(&str, Protocol, u16)]) -> S
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
+        ignores_failures: false,
+        new_connections_per_second: None,
     }
 }
 

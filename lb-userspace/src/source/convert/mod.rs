@@ -91,6 +91,10 @@ pub fn node(object: &Node) -> model::Node {
     model::Node { name: object.metadata.name.as_deref().unwrap_or_default().into(), zone }
 }
 
+fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref().and_then(|annotations| annotations.get(key)).map(String::as_str)
+}
+
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -9,13 +10,18 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::value::{port_name, port_number, protocol, virtual_address};
-use super::{Converted, HEADLESS, Ignored, PROXY_NAME, has_label, non_empty};
+use super::{Converted, HEADLESS, Ignored, PROXY_NAME, annotation, has_label, non_empty};
 use crate::model::{Family, ObjectName, Origin, Problem, Problems, Service, ServicePort, TrafficPolicy};
 
 /// Seconds that a client keeps its endpoint, unless the Service says otherwise.
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 /// What the API allows at most.
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
+
+/// Whether endpoints that do not answer are passed over: `on` or `off`.
+const PASSIVE_HEALTH: &str = "viaduct.dev/passive-health";
+/// How many connections each of its ports may open on a node each second.
+const NEW_CONNECTIONS_PER_SECOND: &str = "viaduct.dev/new-connections-per-second";
 
 /// Converts a Service.
 #[must_use]
@@ -60,6 +66,8 @@ pub fn service(name: ObjectName, object: &core::Service, origin: Origin) -> Conv
         .filter(|&port| port != 0 && is_load_balancer && external_policy == TrafficPolicy::Local)
         .and_then(|port| port_number(port).map_err(|message| problems.add("spec.healthCheckNodePort", message)).ok());
     let affinity = affinity(spec, &mut problems);
+    let ignores_failures = ignores_failures(&object.metadata, &mut problems);
+    let new_connections_per_second = new_connections_per_second(&object.metadata, &mut problems);
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
 
     let service = Service {
@@ -75,6 +83,8 @@ pub fn service(name: ObjectName, object: &core::Service, origin: Origin) -> Conv
         internal_policy,
         external_policy,
         affinity,
+        ignores_failures,
+        new_connections_per_second,
     };
     Converted::Served(service, problems.finish())
 }
@@ -249,4 +259,30 @@ fn affinity(spec: &core::ServiceSpec, problems: &mut Problems) -> Option<Duratio
         }
     };
     Some(Duration::from_secs(seconds.unsigned_abs().into()))
+}
+
+fn ignores_failures(metadata: &ObjectMeta, problems: &mut Problems) -> bool {
+    match annotation(metadata, PASSIVE_HEALTH) {
+        None | Some("on") => false,
+        Some("off") => true,
+        Some(other) => {
+            let message = format!("{other:?} is neither on nor off; taken as on");
+            problems.add(annotation_field(PASSIVE_HEALTH), message);
+            false
+        }
+    }
+}
+
+fn new_connections_per_second(metadata: &ObjectMeta, problems: &mut Problems) -> Option<NonZeroU32> {
+    let written = annotation(metadata, NEW_CONNECTIONS_PER_SECOND)?;
+    let parsed = written.parse().ok();
+    if parsed.is_none() {
+        let message = format!("{written:?} is not a number from 1 to {}; taken as no budget", u32::MAX);
+        problems.add(annotation_field(NEW_CONNECTIONS_PER_SECOND), message);
+    }
+    parsed
+}
+
+fn annotation_field(key: &str) -> String {
+    format!("metadata.annotations[{key}]")
 }

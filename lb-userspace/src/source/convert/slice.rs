@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::value::{endpoint_address, port_name, port_number, protocol};
-use super::{Converted, HEADLESS, Ignored, PROXY_NAME, has_label, label, non_empty};
+use super::{Converted, HEADLESS, Ignored, PROXY_NAME, annotation, has_label, label, non_empty};
 use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, Origin, Problems, SlicePort, Topology};
 
 /// Endpoints that the API allows in one slice.
@@ -65,7 +65,7 @@ pub fn slice(name: ObjectName, object: &discovery::EndpointSlice, origin: Origin
 
 /// When the change was made of which the slice is the outcome, as the controller that wrote it says.
 fn triggered(metadata: &ObjectMeta) -> Option<i64> {
-    let written = metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    let written = annotation(metadata, TRIGGERED)?;
     written.parse::<Timestamp>().ok()?.as_nanosecond().try_into().ok()
 }
 

@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
@@ -202,6 +203,31 @@ fn fields_of_later_features_are_kept() {
     assert_eq!(service.created, Some(60));
     assert_eq!(text(&service.source_ranges), "10.0.0.0/8 2001:db8::/32");
     assert_eq!(service.health_check_node_port.map(|port| port.get()), Some(30100));
+}
+
+#[test]
+fn annotations_turn_passive_health_off_and_set_a_budget_and_bad_ones_are_told_and_count_for_nothing() {
+    let (health, budget) = ("viaduct.dev/passive-health", "viaduct.dev/new-connections-per-second");
+    let range = "is not a number from 1 to 4294967295; taken as no budget";
+    for (written, expected, problems) in [
+        (json!(null), (false, None), vec![]),
+        (json!({health: "off", budget: "500"}), (true, Some(500)), vec![]),
+        (json!({health: "on", budget: "4294967295"}), (false, Some(u32::MAX)), vec![]),
+        (json!({health: "Off"}), (false, None), vec![(health, "\"Off\" is neither on nor off; taken as on".into())]),
+        (json!({health: "off", budget: "0"}), (true, None), vec![(budget, format!("\"0\" {range}"))]),
+        (json!({budget: "500/s"}), (false, None), vec![(budget, format!("\"500/s\" {range}"))]),
+        (json!({budget: "4294967296"}), (false, None), vec![(budget, format!("\"4294967296\" {range}"))]),
+        (json!({budget: ""}), (false, None), vec![(budget, format!("\"\" {range}"))]),
+    ] {
+        let (service, found) = served(converted_service(json!({"metadata": {"annotations": written}})));
+        let settings = (service.ignores_failures, service.new_connections_per_second.map(NonZeroU32::get));
+        assert_eq!(settings, expected, "{written}");
+        let problems: Vec<_> = problems
+            .into_iter()
+            .map(|(key, message)| format!("Service shop/web: metadata.annotations[{key}]: {message}"))
+            .collect();
+        assert_eq!(found, problems);
+    }
 }
 
 #[test]
