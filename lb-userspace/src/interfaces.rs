@@ -1,10 +1,12 @@
 //! The interfaces that lead to pods, found by their names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::time::{Instant, sleep_until};
@@ -29,7 +31,9 @@ pub struct Interface {
 pub struct Interfaces {
     patterns: Vec<WildMatch>,
     handle: Handle,
-    notices: Box<dyn futures_util::Stream<Item = ()> + Unpin>,
+    /// Each with the index of an interface that was deleted, or none.
+    notices: Box<dyn futures_util::Stream<Item = Option<u32>> + Unpin>,
+    deleted: BTreeSet<u32>,
     next_relist: Instant,
 }
 
@@ -45,7 +49,8 @@ impl Interfaces {
         Ok(Self {
             patterns: patterns.iter().map(|pattern| WildMatch::new(pattern)).collect(),
             handle,
-            notices: Box::new(messages.map(|_| ())),
+            notices: Box::new(messages.map(|(message, _)| deleted(&message.payload))),
+            deleted: BTreeSet::new(),
             next_relist: Instant::now() + RELIST,
         })
     }
@@ -53,12 +58,19 @@ impl Interfaces {
     /// Waits until the interfaces should be listed again.
     pub async fn changed(&mut self) {
         tokio::select! {
-            _ = self.notices.next() => {}
+            notice = self.notices.next() => self.deleted.extend(notice.flatten()),
             () = sleep_until(self.next_relist) => {}
         }
         // One list answers all notices that are waiting.
-        while let Some(Some(())) = self.notices.next().now_or_never() {}
+        while let Some(Some(notice)) = self.notices.next().now_or_never() {
+            self.deleted.extend(notice);
+        }
         self.next_relist = Instant::now() + RELIST;
+    }
+
+    /// The indices of those that were deleted since this was asked last. Others may have them by now, even under the same name.
+    pub fn deleted(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.deleted)
     }
 
     /// The interfaces that match now.
@@ -83,5 +95,13 @@ impl Interfaces {
                 Some((link.header.index, Interface { name, netns_id }))
             })
             .collect())
+    }
+}
+
+fn deleted(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<u32> {
+    match payload {
+        // One that leaves a bridge is told of in the same way, and met again where it was.
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => Some(link.header.index),
+        _ => None,
     }
 }

@@ -19,7 +19,7 @@ const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
-const NAMES: [&str; 38] = [
+const NAMES: [&str; 40] = [
     "kubeproxy_sync_proxy_rules_duration_seconds",
     "kubeproxy_sync_full_proxy_rules_duration_seconds",
     "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -52,6 +52,8 @@ const NAMES: [&str; 38] = [
     "viaduct_problems",
     "viaduct_api_errors_total",
     "viaduct_sync_failures_total",
+    "viaduct_api_failing_seconds",
+    "viaduct_pins_lost",
     "viaduct_shortages",
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",

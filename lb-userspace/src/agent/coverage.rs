@@ -40,6 +40,11 @@ impl Coverage {
         Ok(Self { object, pins, mechanism, known, covered, sockets, has_sockets, observed, turned_away, without_room })
     }
 
+    /// Where the same pins are to be found from now on.
+    pub(super) fn set_pins(&mut self, pins: Pins) {
+        self.pins = pins;
+    }
+
     /// How many interfaces have the programs.
     pub(super) fn interfaces(&self) -> usize {
         self.covered.len()
@@ -73,8 +78,9 @@ impl Coverage {
         }
     }
 
-    /// Attaches the programs to interfaces that have come, and forgets those that have gone.
-    pub(super) fn cover(&mut self, present: Present) {
+    /// Attaches the programs to interfaces that have come, and forgets those that have gone. `deleted` are indices of some that
+    /// have gone, whatever is present under them now.
+    pub(super) fn cover(&mut self, present: Present, deleted: &BTreeSet<u32>) {
         let namespace = match attach::own_namespace() {
             Ok(namespace) => namespace,
             Err(error) => return error!("{error:#}"),
@@ -97,7 +103,8 @@ impl Coverage {
             let name = interface.name.clone();
             // What the pins say counts, not what this process remembers: somebody may have removed them.
             let is_pinned = attach::is_attached(&self.pins, self.mechanism, index).unwrap_or(false);
-            if is_pinned && self.covered.get(&index).is_some_and(|covered| covered.name == name) {
+            let is_covered = self.covered.get(&index).is_some_and(|covered| covered.name == name);
+            if is_pinned && is_covered && !deleted.contains(&index) {
                 continue;
             }
             match attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name) {

@@ -6,6 +6,7 @@
 //! - `input`: what the source tells, into the model, and when it has told enough;
 //! - `services`: from the model to the maps;
 //! - `coverage`: programs on interfaces and at sockets;
+//! - `home`: the pins, whose file system may be unmounted;
 //! - `sockets`: connected UDP sockets follow their services;
 //! - `collecting`: what no packet needs any more goes;
 //! - `problems`: what cannot be served as it is written, logged when it comes and when it goes.
@@ -22,7 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Configuration;
 use crate::dataplane::attach::cgroup::Cgroup;
-use crate::dataplane::{Maps, Pins, Settings, SocketLb, WantedSizes, take_over};
+use crate::dataplane::{Board, Maps, Pins, Settings, SocketLb, WantedSizes, take_over};
 use crate::interfaces::Interfaces;
 use crate::model::Family;
 use crate::observe::{self, Health, Metrics};
@@ -30,12 +31,14 @@ use crate::source::kube;
 
 mod collecting;
 mod coverage;
+mod home;
 mod input;
 mod problems;
 mod services;
 mod sockets;
 
 use coverage::Coverage;
+use home::Home;
 use input::Input;
 use services::Services;
 use sockets::Sockets;
@@ -117,8 +120,7 @@ async fn serve(options: Options) -> Result<()> {
     let observed = Observed::new(&options)?;
     // Begins to watch before anything is read, or a change in between is lost.
     let mut input = Input::open(&options.source, &options.node, &observed.metrics).await?;
-    options.pins.create_root()?;
-    let _lock = options.pins.lock(", or give this one a folder of its own with --bpffs")?;
+    let mut home = Home::take(&options.pins)?;
     let mut interfaces = Interfaces::watch(&options.pod_interfaces)?;
 
     let socket_lb = options.settings.socket_lb;
@@ -130,7 +132,12 @@ async fn serve(options: Options) -> Result<()> {
     let unserved = Family::ALL.into_iter().find(|family| !options.families.contains(family));
     let sizes = options.sizes.here(&options.pins, unserved)?;
     let object = take_over(&options.pins, &sizes, options.settings)?;
-    let mut services = Services::adopt(Maps::open(&options.pins, true)?, &options, observed.clone())?;
+    let (maps, board) = (Maps::open(&options.pins, true)?, Board::open(&options.pins)?);
+    let mut services = Services::adopt(maps, board, &options, observed.clone())?;
+    if !services.is_empty() {
+        // What was served before goes on, whether or not an API server can be asked about this node now.
+        observed.health.node(true);
+    }
     collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
     let mut coverage = Coverage::new(object, options.pins.clone(), at_sockets, observed.clone())?;
     let sockets = if socket_lb == SocketLb::Off { None } else { Some(Sockets::watch(&options.pins)?) };
@@ -139,23 +146,28 @@ async fn serve(options: Options) -> Result<()> {
     services.apply();
     // What is served from before goes on, so the programs need not wait for the source.
     coverage.cover_sockets();
-    coverage.cover(interfaces.list().await?);
+    coverage.cover(interfaces.list().await?, &interfaces.deleted());
     let mut announced = announce(&options, &services, &coverage);
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
         let retry_at = services.retry_at();
+        services.tell_problems();
         observed.health.alive();
         tokio::select! {
             // An idle agent is seen to be alive too.
-            () = tokio::time::sleep(HEARTBEAT) => {}
+            _ = heartbeat.tick() => home.check(&mut services, &mut coverage),
             () = input.changed() => {
                 input.read(&mut services);
                 services.apply();
                 sockets.iter().for_each(Sockets::changed);
             }
             () = interfaces.changed() => {
+                // What comes now is pinned where pins can be.
+                home.check(&mut services, &mut coverage);
                 coverage.cover_sockets();
+                let deleted = interfaces.deleted();
                 match interfaces.list().await {
-                    Ok(present) => coverage.cover(present),
+                    Ok(present) => coverage.cover(present, &deleted),
                     Err(error) => error!("{error:#}"),
                 }
             }

@@ -1,9 +1,11 @@
 //! What stands in the way of serving everything as it is written. Each problem is logged when it comes and when it goes.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use tracing::{info, warn};
 
+use crate::dataplane::{Standing, clock};
 use crate::model::ObjectName;
 use crate::source::kube;
 
@@ -18,6 +20,8 @@ pub(super) enum About {
     Node,
     /// Writing to the maps.
     Maps,
+    /// Where everything is pinned.
+    Pins,
     /// A Service as the API has it.
     Service(ObjectName),
     /// A slice as the API has it.
@@ -29,13 +33,22 @@ pub(super) enum About {
 }
 
 /// The problems that stand.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Problems {
     standing: BTreeMap<About, Vec<String>>,
+    /// Since when there are some.
+    since: BTreeMap<About, Instant>,
     count: usize,
+    /// Whether others have been told of them as they are now.
+    told: bool,
 }
 
 impl Problems {
+    /// None.
+    pub(super) const fn new() -> Self {
+        Self { standing: BTreeMap::new(), since: BTreeMap::new(), count: 0, told: false }
+    }
+
     /// These are all problems with something now.
     pub(super) fn set(&mut self, about: About, problems: Vec<String>) {
         let before = match problems.is_empty() {
@@ -43,6 +56,11 @@ impl Problems {
             false => self.standing.insert(about.clone(), problems.clone()).unwrap_or_default(),
         };
         self.count = self.count + problems.len() - before.len();
+        self.told &= problems == before;
+        match problems.is_empty() {
+            true => drop(self.since.remove(&about)),
+            false => drop(self.since.entry(about.clone()).or_insert_with(Instant::now)),
+        }
         // A server that cannot be reached is told once, not for each kind of object.
         let stands = |problem: &&String| {
             let elsewhere = self.api().filter(|(other, _)| **other != about);
@@ -60,6 +78,30 @@ impl Problems {
 
     fn api(&self) -> impl Iterator<Item = (&About, &Vec<String>)> {
         self.standing.range(About::Api(kube::Kind::Services)..=About::Api(kube::Kind::Node))
+    }
+
+    /// Since when the API server cannot be asked for everything.
+    pub(super) fn api_fails_since(&self) -> Option<Instant> {
+        self.api().filter_map(|(about, _)| self.since.get(about)).min().copied()
+    }
+
+    /// All of them, if they have changed since they were asked for last.
+    pub(super) fn news(&mut self) -> Option<Vec<Standing>> {
+        if std::mem::replace(&mut self.told, true) {
+            return None;
+        }
+        let now = clock::now().unwrap_or_default();
+        let mut all: Vec<Standing> = Vec::new();
+        for (about, problems) in &self.standing {
+            let age = self.since.get(about).map(Instant::elapsed).unwrap_or_default();
+            for problem in problems {
+                // A server that cannot be reached is one problem, not one for each kind of object.
+                if !(matches!(about, About::Api(_)) && all.iter().any(|other| other.problem == *problem)) {
+                    all.push(Standing { since: now.saturating_sub(age), problem: problem.clone() });
+                }
+            }
+        }
+        Some(all)
     }
 
     /// How many stand.

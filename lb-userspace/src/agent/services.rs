@@ -5,11 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{error, info};
 
 use super::problems::{About, Problems};
 use super::{Observed, Options, gauge};
-use crate::dataplane::{Maps, TurnedAway, give_memory_back, wait_for_grace_period};
+use crate::dataplane::{Board, Maps, TurnedAway, give_memory_back, wait_for_grace_period};
 use crate::model::{self, EndpointSlice, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, ServicePortName, plan_service};
@@ -26,6 +26,7 @@ pub(super) struct Services {
     /// What should be served.
     model: Model,
     pub(super) problems: Problems,
+    board: Board,
     maps: Maps,
     state: State,
     /// Whose part of the plan may differ from what the maps hold.
@@ -59,13 +60,14 @@ struct Waiting {
 
 impl Services {
     /// Goes on from what the maps hold.
-    pub(super) fn adopt(maps: Maps, options: &Options, observed: Observed) -> Result<Self> {
+    pub(super) fn adopt(maps: Maps, board: Board, options: &Options, observed: Observed) -> Result<Self> {
         let state = adopt(&maps)?;
         let mut model = Model::default();
         model.set_node(Node { name: options.node.as_str().into(), zone: None });
         Ok(Self {
             model,
-            problems: Problems::default(),
+            problems: Problems::new(),
+            board,
             maps,
             state,
             touched: BTreeSet::new(),
@@ -139,7 +141,6 @@ impl Services {
 
     /// Makes the maps equal to the model, as far as they may differ.
     pub(super) fn apply(&mut self) {
-        self.observed.metrics.problems.set(gauge(self.problems.count()));
         if !self.complete || self.retry_at.is_some() {
             return;
         }
@@ -276,7 +277,6 @@ impl Services {
             self.observed.metrics.map_full(map, count > 0);
         }
         self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
-        self.observed.metrics.problems.set(gauge(self.problems.count()));
         Ok(())
     }
 
@@ -285,9 +285,20 @@ impl Services {
         self.synced = false;
         self.observed.metrics.sync_failures.inc();
         self.problems.set(About::Maps, vec![format!("{error:#}; serving what was written, and trying again")]);
-        self.observed.metrics.problems.set(gauge(self.problems.count()));
         self.retry_at = Some(Instant::now() + self.retry);
         self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+
+    /// Tells others of the problems that stand.
+    pub(super) fn tell_problems(&mut self) {
+        let metrics = &self.observed.metrics;
+        metrics.problems.set(gauge(self.problems.count()));
+        metrics.api_fails_since(self.problems.api_fails_since());
+        if let Some(news) = self.problems.news()
+            && let Err(error) = self.board.show(news)
+        {
+            error!("`viaduct status` does not show the problems of this agent: {error:#}");
+        }
     }
 
     /// When to read the maps again after a write was refused.

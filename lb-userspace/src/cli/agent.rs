@@ -11,6 +11,7 @@ use lb_common::hash::DEFAULT_SEED;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::log::Log;
 use crate::agent::{self, Options, Source};
 use crate::config::{Configuration, number};
 use crate::dataplane::{Handover, PassiveHealth, Pins, Settings, SocketLb, UnservedPorts, WantedSizes};
@@ -189,7 +190,7 @@ impl Arguments {
         // The kube client logs what we say in our own words; a directive that names it comes later and wins.
         let directives = format!("kube_client=error,kube_runtime=error,{}", self.log_level);
         let filter = EnvFilter::try_new(directives).context("--log-level")?;
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_target(false);
         // A log that cannot be written (a full disk, a reader that is gone) is no reason to stop serving.
         let builder = builder.log_internal_errors(false);
         match self.log_format {

@@ -11,7 +11,7 @@ use lb_common::{Address, Tuple};
 use serde::Serialize;
 
 use super::{Format, output, service};
-use crate::dataplane::Maps;
+use crate::dataplane::{Maps, clock};
 
 #[derive(Debug, Serialize)]
 struct FlowRow {
@@ -32,7 +32,7 @@ struct FlowRow {
 
 pub(super) fn list(maps: &Maps, format: Format) -> Result<()> {
     let labels = service::labels(&maps.names()?);
-    let now = output::now()?;
+    let now = clock::now()?;
     let mut rows = rows(maps.v4.all_flows()?, &labels, now);
     rows.append(&mut self::rows(maps.v6.all_flows()?, &labels, now));
     rows.sort_by_key(|row| (row.frontend, row.client, row.backend));

@@ -4,6 +4,7 @@ mod agent;
 mod cleanup;
 mod config;
 mod flow;
+mod log;
 mod output;
 mod service;
 mod status;

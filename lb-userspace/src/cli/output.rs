@@ -3,18 +3,12 @@
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use nix::time::{ClockId, clock_gettime};
+use anyhow::Result;
 use serde::Serialize;
 
 use super::Format;
 
-/// The clock of the kernel's programs.
-pub(super) fn now() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?.into())
-}
-
-/// How long ago something was, by the nanoseconds of that clock.
+/// How long ago something was, by the nanoseconds of [`crate::dataplane::clock`].
 pub(super) fn seconds(since: u64, now: Duration) -> f64 {
     now.saturating_sub(Duration::from_nanos(since)).as_secs_f64()
 }

@@ -8,7 +8,7 @@ use lb_common::abi::{BackendState, Family, Scope, ServiceName, TrafficPolicy, se
 use serde::Serialize;
 
 use super::{Format, output};
-use crate::dataplane::Maps;
+use crate::dataplane::{Maps, clock};
 
 #[derive(Debug, Serialize)]
 struct ServiceRow {
@@ -133,7 +133,7 @@ struct BackendRow {
 
 pub(super) fn backends(maps: &Maps, format: Format) -> Result<()> {
     let names = maps.names()?;
-    let now = output::now()?;
+    let now = clock::now()?;
     let mut shares: HashMap<(Family, u32), f64> = HashMap::new();
     for (&service_port, name) in &names {
         let slots = maps.slots(maps.service_port(service_port).slots);

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Format, open, output};
 use crate::dataplane::attach::{self, cgroup};
-use crate::dataplane::{MapUse, Maps, Object, Pins, SocketLb, TurnedAway, flag_for};
+use crate::dataplane::{MapUse, Maps, Notice, Object, Pins, SocketLb, TurnedAway, flag_for};
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -32,6 +32,17 @@ struct Status {
 struct AgentStatus {
     running: bool,
     pid: Option<u32>,
+    /// How many problems stand in its way.
+    problem_count: usize,
+    /// The first of them.
+    problems: Vec<ProblemStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemStatus {
+    /// For how long.
+    seconds: f64,
+    problem: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,10 +111,16 @@ fn collect(pins: &Pins) -> Result<Status> {
         status.programs.push(pin.program.clone());
     }
     let pid = pins.holder();
+    // Those of an agent that is gone are nobody's.
+    let notice = if pid.is_some() { Notice::read(pins)? } else { Notice::default() };
+    let problems = notice.problems.into_iter();
+    let problems = problems
+        .map(|standing| ProblemStatus { seconds: standing.age().as_secs_f64(), problem: standing.problem })
+        .collect();
     Ok(Status {
         bpffs: pins.root().to_owned(),
         layout: LAYOUT,
-        agent: AgentStatus { running: pid.is_some(), pid },
+        agent: AgentStatus { running: pid.is_some(), pid, problem_count: notice.count, problems },
         mechanism: attached.first().map(|(mechanism, _)| mechanism.name()),
         programs: [Object::FROM_POD, Object::TO_POD]
             .into_iter()
@@ -166,7 +183,8 @@ fn text(status: &Status) -> String {
     let full: Vec<_> = status.maps.iter().filter(|map| map.full).map(|map| map.usage.name).collect();
     let full = if full.is_empty() { String::new() } else { format!("Full maps:  {}\n", full.join(", ")) };
     let mut text = format!(
-        "Agent:      {agent}\nPinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}{full}\n",
+        "Agent:      {agent}\n{}Pinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}{full}\n",
+        problems_text(&status.agent),
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
@@ -227,6 +245,19 @@ fn full_text(map: &MapStatus) -> String {
         (turned_away, "INTERFACES") => format!("no room for {turned_away} interfaces: {flag}"),
         (turned_away, _) => format!("no room for {turned_away} service ports: {flag}"),
     }
+}
+
+fn problems_text(agent: &AgentStatus) -> String {
+    let mut text: String = agent
+        .problems
+        .iter()
+        .map(|standing| format!("Problem:    {} (for {:.0} s)\n", standing.problem, standing.seconds))
+        .collect();
+    let more = agent.problem_count - agent.problems.len().min(agent.problem_count);
+    if more > 0 {
+        text.push_str(&format!("Problems:   {more} more, see the agent's log\n"));
+    }
+    text
 }
 
 fn sockets_text(sockets: &SocketsStatus) -> String {

@@ -25,20 +25,27 @@ pub(super) fn network_namespace() -> Result<u64> {
     Ok(cookie)
 }
 
-/// Opens a pinned link. The library's own has no file descriptor to be had.
-pub(super) fn open_link(pin: &Path) -> io::Result<OwnedFd> {
+/// `struct bpf_attr` of BPF_OBJ_GET and BPF_OBJ_PIN.
+#[repr(C)]
+struct PinAttributes {
+    path: u64,
+    bpf_fd: i32,
+    file_flags: u32,
+}
+
+/// Opens what is pinned, be it map, program or link. The library's own links have no file descriptor to be had.
+pub(super) fn open_pinned(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
-    // `struct bpf_attr` of BPF_OBJ_GET.
-    #[repr(C)]
-    struct Attributes {
-        path: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
-    let attributes = Attributes { path: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    let fd = bpf(BPF_OBJ_GET, &attributes)?;
+    let fd = bpf(BPF_OBJ_GET, &PinAttributes { path: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 })?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a map, program or link.
+pub(super) fn pin(object: impl AsFd, pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let bpf_fd = object.as_fd().as_raw_fd();
+    bpf(BPF_OBJ_PIN, &PinAttributes { path: path.as_ptr() as u64, bpf_fd, file_flags: 0 }).map(drop)
 }
 
 /// Puts a program in the place of the one behind a link, for which the library has functions for TC and XDP alone.
@@ -55,6 +62,7 @@ pub(super) fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()>
     bpf(BPF_LINK_UPDATE, &Attributes { link, program, flags: 0, old_program: 0 }).map(drop)
 }
 
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 

@@ -10,7 +10,9 @@
 //! All `unsafe` of the agent is in `shared_array`, `raw_map`, `grace`, `kernel` and `memory`.
 
 pub mod attach;
+mod board;
 mod carry;
+pub mod clock;
 mod collector;
 mod family;
 mod figures;
@@ -22,6 +24,7 @@ mod memory;
 mod object;
 mod pins;
 mod pod_interfaces;
+mod put_back;
 mod raw_map;
 mod shared_array;
 mod sizing;
@@ -30,6 +33,7 @@ mod stale_sockets;
 mod table;
 mod test_hooks;
 
+pub use board::{Board, Notice, Standing};
 pub use carry::take_over;
 pub use collector::{Cause, Collector, Round, Tick};
 pub use family::FamilyMaps;
@@ -42,6 +46,7 @@ pub use object::{Handover, OBJECT, Object, PassiveHealth, Settings, SocketLb, Un
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Datapath, Lock, Pins};
 pub use pod_interfaces::PodInterfaces;
+pub use put_back::put_back;
 pub use raw_map::Walk;
 pub use sizing::WantedSizes;
 pub use stale_sockets::{StaleSockets, Swept};

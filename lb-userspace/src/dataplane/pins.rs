@@ -3,6 +3,7 @@
 //! number is the latest: `v4`, `v5-1`, `v5-2`. One that is being made, or removed, has a name of its own: `v5-2-new`, `v4-old`.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,22 @@ impl Datapath {
 /// The right to write to the maps and links of a node. Ends with the process, however that ends.
 #[derive(Debug)]
 pub struct Lock {
-    _folder: Flock<File>,
+    folder: Flock<File>,
+}
+
+impl Lock {
+    /// The pins by the folder that is locked, wherever it is now: one whose file system was unmounted has no other path.
+    #[must_use]
+    pub fn pins(&self) -> Pins {
+        Pins::new(format!("/proc/self/fd/{}", self.folder.as_raw_fd()))
+    }
+
+    /// Whether the path of these pins still leads to the folder that is locked.
+    #[must_use]
+    pub fn is_at(&self, pins: &Pins) -> bool {
+        let [locked, found] = [self.folder.metadata(), fs::metadata(&pins.root)];
+        matches!((locked, found), (Ok(locked), Ok(found)) if (locked.dev(), locked.ino()) == (found.dev(), found.ino()))
+    }
 }
 
 impl Pins {
@@ -237,7 +253,7 @@ impl Pins {
     pub fn lock(&self, advice: &str) -> Result<Lock> {
         let folder = File::open(&self.root).with_context(|| format!("cannot open {}", self.root.display()))?;
         match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(folder) => Ok(Lock { _folder: folder }),
+            Ok(folder) => Ok(Lock { folder }),
             Err((_, Errno::EWOULDBLOCK)) => {
                 let holder = self.holder().map_or_else(String::new, |pid| format!(" (pid {pid})"));
                 bail!("an agent{holder} works on {}: stop it first{advice}", self.root.display())

@@ -1,14 +1,14 @@
 //! All metrics of the agent.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use lb_common::Protocol;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Counter, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, exponential_buckets,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, exponential_buckets,
 };
 use tracing::debug;
 
@@ -51,6 +51,12 @@ pub struct Metrics {
     pub api_errors: IntCounter,
     /// Syncs that the kernel refused.
     pub sync_failures: IntCounter,
+    /// Whether the pins are not where they belong.
+    pub pins_lost: IntGauge,
+
+    /// Since when the API server cannot be asked.
+    api_fails_since: Mutex<Option<Instant>>,
+    api_failing: Gauge,
 
     collected: IntCounterVec,
     restored: IntCounter,
@@ -172,7 +178,16 @@ impl Metrics {
             )?,
             shortages: add.gauge("viaduct_shortages", "Services for which a map has no room.")?,
             api_errors: add.counter("viaduct_api_errors_total", "Failed lists and watches of the API server.")?,
+            api_fails_since: Mutex::default(),
+            api_failing: add.add(Gauge::new(
+                "viaduct_api_failing_seconds",
+                "For how long the API server could not be asked; 0 while it can. What was known is served on.",
+            ))?,
             sync_failures: add.counter("viaduct_sync_failures_total", "Syncs that the kernel refused.")?,
+            pins_lost: add.gauge(
+                "viaduct_pins_lost",
+                "1 while the BPF file system is unmounted and the datapath lives only as long as this agent.",
+            )?,
             collected: add.counters(
                 "viaduct_flows_collected_total",
                 "Flows that the collector has removed, by reason.",
@@ -327,6 +342,11 @@ impl Metrics {
         }
     }
 
+    /// Since when the API server cannot be asked, or that it can.
+    pub fn api_fails_since(&self, since: Option<Instant>) {
+        *self.api_fails_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
     /// All of them in the text format of Prometheus. Reads the maps: not for a thread that must not wait.
     ///
     /// # Errors
@@ -336,6 +356,8 @@ impl Metrics {
             // An agent that starts has no maps yet; later it says itself what is wrong with them.
             debug!("no figures of the maps: {error:#}");
         }
+        let failing = *self.api_fails_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.api_failing.set(failing.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 

@@ -14,7 +14,7 @@ use procfs::process::Process;
 use tracing::debug;
 
 use super::remove_pin;
-use crate::dataplane::kernel::{open_link, update_link};
+use crate::dataplane::kernel::{open_pinned, update_link};
 use crate::dataplane::{Object, Pins, SocketLb};
 
 /// Those that turn names back come first, so that whoever is led to a backend does not hear of it.
@@ -179,7 +179,7 @@ pub fn detach(pins: &Pins) -> Result<Vec<AttachedToSockets>> {
 
 /// False: the link is of no use any more.
 fn swap(object: &mut Object, program: &str, pin: &Path) -> Result<bool> {
-    let link = open_link(pin).with_context(|| format!("cannot open {}", pin.display()))?;
+    let link = open_pinned(pin).with_context(|| format!("cannot open {}", pin.display()))?;
     match update_link(link, object.socket_program(program)?.fd()?) {
         Ok(()) => Ok(true),
         Err(error) => {

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::cgroup::{self, AttachedToSockets};
 use super::{Attached, HOOKS, Mechanism, clsact, own_namespace, remove_pin, tcx};
-use crate::dataplane::kernel::{open_link, update_link};
+use crate::dataplane::kernel::{open_pinned, update_link};
 use crate::dataplane::pins::create_folder;
 use crate::dataplane::{Object, Pins, test_hooks};
 
@@ -140,7 +140,7 @@ fn own(folder: &Path, pin: &Path) -> Result<PathBuf> {
 
 /// The pin follows: it is the one place that tells of the link, whichever program is behind it.
 fn swap_link(pin: &Path, new: &Path, program: impl AsFd) -> Result<()> {
-    let link = open_link(pin).with_context(|| format!("cannot open {}", pin.display()))?;
+    let link = open_pinned(pin).with_context(|| format!("cannot open {}", pin.display()))?;
     match update_link(link, program) {
         Ok(()) => {}
         // The interface or the cgroup has gone.

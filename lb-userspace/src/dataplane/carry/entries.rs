@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, MapType};
 use lb_common::abi::Family;
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
 
 use super::translate::Translation;
 use super::types::Types;
 use crate::dataplane::raw_map::{Put, RawMap, Walk};
-use crate::dataplane::{Pins, Sizes, test_hooks};
+use crate::dataplane::{Pins, Sizes, clock, test_hooks};
 
 /// How many entries to read at a time.
 const MANY: usize = 4096;
@@ -215,6 +214,5 @@ fn time(value: &[u8], at: usize) -> u64 {
 
 /// The programs' clock, nanoseconds.
 fn monotonic() -> Result<u64> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
-    Ok(u64::try_from(Duration::from(now).as_nanos())?)
+    Ok(u64::try_from(clock::now()?.as_nanos())?)
 }

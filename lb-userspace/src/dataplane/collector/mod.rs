@@ -13,14 +13,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use lb_common::abi::IdleTimes;
 use lb_common::{Address4, Address6, Family, Protocol};
-use nix::time::{ClockId, clock_gettime};
 
 pub use self::judge::Cause;
 use self::stages::{Flows, Stage};
-use super::{MapUse, Pins};
+use super::{MapUse, Pins, clock};
 
 /// A tick ends with the first batch after this time. With [`Collector::PAUSE`] that is two hundredths of one CPU at most. A
 /// table of a million entries takes 20 s when they are in use, and one to two minutes when all are idle.
@@ -95,8 +94,7 @@ impl Collector {
     /// When the kernel refuses, or an entry is none of this layout. The next tick goes on with the next table.
     pub fn tick(&mut self) -> Result<Tick> {
         let begun = Instant::now();
-        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?);
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let now = u64::try_from(clock::now()?.as_nanos()).unwrap_or(u64::MAX);
         let mut tick = Tick { pause: Self::PAUSE, ..Tick::default() };
         while begun.elapsed() < WORK {
             let Some(stage) = self.stages.get_mut(self.at) else {

@@ -42,6 +42,11 @@ fn is_unreadable(error: &watcher::Error) -> bool {
     }
 }
 
+/// Whether it is the server that says so.
+pub(super) fn has_answered(error: &watcher::Error) -> bool {
+    status(error).is_some()
+}
+
 /// The server has compacted its history, or ended a watch: part of life, and what follows is a new list or watch.
 pub(super) fn is_routine(error: &watcher::Error) -> bool {
     status(error).is_some_and(|status| status.code == 410)

@@ -12,7 +12,7 @@ use anyhow::Result;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::runtime::watcher;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::model::{EndpointSlice, ObjectName, Origin, Problem, Service};
 use crate::observe::Metrics;
@@ -105,7 +105,8 @@ pub async fn watch(options: &Options, node: &str, metrics: &Arc<Metrics>) -> Res
     let server = config.cluster_url.to_string();
     let (sender, receiver) = mpsc::channel(QUEUE);
     let objects = || watcher::Config::default().labels(NOT_OURS);
-    let watch = |kind, sender| Watch::new(kind, options, server.clone(), metrics, sender);
+    let back = Arc::new(Notify::new());
+    let watch = |kind, sender| Watch::new(kind, options, server.clone(), metrics, &back, sender);
     tokio::spawn(watch(Kind::Services, sender.clone()).run(objects().fields("spec.clusterIP!=None"), service));
     tokio::spawn(watch(Kind::EndpointSlices, sender.clone()).run(objects(), slice));
     let this_node = watcher::Config::default().fields(&format!("metadata.name={node}"));

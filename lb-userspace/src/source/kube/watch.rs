@@ -14,11 +14,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::client::{self, Options};
-use super::failure::{explain, is_routine, is_unauthorized, lacks_streaming_lists, needs_new_list};
+use super::failure::{explain, has_answered, is_routine, is_unauthorized, lacks_streaming_lists, needs_new_list};
 use super::sweep::Sweep;
 use super::{Convert, Event, Kind, Message};
 use crate::model::ObjectName;
@@ -28,6 +28,8 @@ use crate::observe::Metrics;
 /// all at once, makes it up to twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The same for a server that cannot be reached: trying costs it nothing, and when it is back, changes have waited for long.
+const UNREACHABLE_PAUSE: Duration = Duration::from_secs(5);
 /// A server that has answered for so long has recovered, and failures are new ones.
 const STEADY: Duration = Duration::from_secs(5);
 /// Answers that follow each other within this time come soon, and so many of them in a row are too many.
@@ -51,6 +53,8 @@ pub(super) struct Watch {
     pauses: ExponentialBackoff,
     /// Tells of good answers: a watch that goes on brings no event by itself.
     answers: Arc<Notify>,
+    /// Tells those of the other kinds that the server is back: Services without their EndpointSlices are of no use.
+    back: Arc<Notify>,
     answered: Option<Instant>,
     /// Good answers in a row that came soon after another and brought nothing.
     hasty: u32,
@@ -87,6 +91,7 @@ impl Watch {
         options: &Options,
         server: String,
         metrics: &Arc<Metrics>,
+        back: &Arc<Notify>,
         sender: Sender<Message>,
     ) -> Self {
         Self {
@@ -99,6 +104,7 @@ impl Watch {
             complete: false,
             pauses: pauses(),
             answers: Arc::new(Notify::new()),
+            back: Arc::clone(back),
             answered: None,
             hasty: 0,
             failing_since: None,
@@ -149,7 +155,7 @@ impl Watch {
             Ok(api) => api,
             Err(error) => {
                 self.fail(format!("API server {}: {error:#}; trying again", self.server)).await?;
-                self.pause().await;
+                self.pause(Duration::MAX).await;
                 return Err(End::Renew);
             }
         };
@@ -195,7 +201,8 @@ impl Watch {
                     if self.answered.take().is_some_and(|since| since.elapsed() > STEADY) {
                         self.pauses = pauses();
                     }
-                    self.pause().await;
+                    let longest = if has_answered(&error) { Duration::MAX } else { UNREACHABLE_PAUSE };
+                    self.pause(longest).await;
                     let has_failed_long = self.failing_since.is_some_and(|since| since.elapsed() > RENEW_AFTER);
                     if has_failed_long || needs_new_list(&error) || is_unauthorized(&error) {
                         self.failing_since = self.failing_since.map(|_| Instant::now());
@@ -208,19 +215,22 @@ impl Watch {
         }
     }
 
-    async fn pause(&mut self) {
-        sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+    async fn pause(&mut self, longest: Duration) {
+        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE).min(longest);
+        // Cut short or over, there is nothing more to know.
+        let _ = timeout(pause, self.back.notified()).await;
     }
 
     /// The server has answered well. One that ends each watch at once would be asked thousands of times a second.
     async fn take_answer(&mut self) -> Result<(), Closed> {
         if self.failing_since.take().is_some() {
+            self.back.notify_waiters();
             self.send(Event::Recovered(self.kind)).await?;
         }
         let is_soon = self.answered.replace(Instant::now()).is_some_and(|before| before.elapsed() < SOON);
         self.hasty = if is_soon { self.hasty + 1 } else { 0 };
         if self.hasty > HASTY {
-            self.pause().await;
+            self.pause(Duration::MAX).await;
         }
         Ok(())
     }
