@@ -214,6 +214,8 @@ pub mod sctp_chunk {
     pub const ABORT: u8 = 6;
     /// The last of a shutdown.
     pub const SHUTDOWN_COMPLETE: u8 = 14;
+    /// Flag of these two, the T bit: the sender has no such association, and the verification tag is that of what it answers.
+    pub const TAG_REFLECTED: u8 = 1;
 }
 
 /// TCP flags as a byte of the header (RFC 9293 section 3.1).

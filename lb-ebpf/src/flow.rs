@@ -55,7 +55,7 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
         }
         // Nobody but a flow has this address, so there is nothing to wait for.
         work.key = work.packet.tuple;
-        if A::restore(ctx, work) {
+        if maps::any_flow(&work.key).is_none() && A::restore(ctx, work) {
             work.to = work.owner.swap();
             return translate(ctx, work, Hook::HairpinReply);
         }

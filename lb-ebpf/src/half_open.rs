@@ -53,7 +53,10 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
     } else if has_left(work) || is_proved(ctx, &work.found, work) {
         // SAFETY: as above.
         work.entry = unsafe { *entry };
-        promote(work);
+        // The kernel may have given the entry to another flow since it was found.
+        if work.entry.to == work.to {
+            promote(work);
+        }
     }
     Some(Some(work.found.hook))
 }
@@ -116,8 +119,9 @@ fn promote<A: Ip>(work: &mut Workspace<A>) {
     // The mirror first: a client's half without one would let replies pass untranslated.
     if !has_left(work) {
         let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
-        // SAFETY: a map value, valid for the run of the program, which is copied by the kernel.
-        if !maps::put_flow(Flows, &work.key, unsafe { &*mirror }) {
+        // SAFETY: a map value, valid for the run of the program.
+        work.mirror = unsafe { *mirror };
+        if work.mirror.to.swap() != work.packet.tuple || !maps::put_flow(Flows, &work.key, &work.mirror) {
             return;
         }
     }
@@ -164,7 +168,14 @@ pub fn try_another<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Hook {
     health::failed::<A>(work.found.backend, work.found.generation, work.now);
     work.attempt = (work.found.attempt & attempt::NUMBER) + 1;
     work.except = work.found.backend;
-    if let Ok(Some(hook)) = A::pick(ctx, slots.start, slots.len, 1, work) {
+    let mut found = A::pick(ctx, slots.start, slots.len, 1, work);
+    if found == Ok(None) {
+        // All others are suspect, so they are as good as this one.
+        work.attempt = (work.found.attempt & attempt::NUMBER) + 1;
+        found = A::pick(ctx, slots.start, slots.len, 0, work);
+    }
+    if let Ok(Some(hook)) = found {
+        open::table_for(work);
         work.entry = work.found;
         work.entry.packets += 1;
         work.entry.bytes += u64::from(Packet::<A>::len(ctx));
@@ -188,7 +199,7 @@ pub fn probe<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>)
     if select(&work.packet.tuple, maps::slots_of(service_port), work.probe, &mut work.selected)
         && open::take(ctx, work.packet.tuple.source_port, work) == Some(Hook::FromPod)
     {
-        work.key = work.to.swap();
+        open::table_for(work);
         work.mirror.backend = work.selected.id;
         work.mirror.generation = work.selected.generation;
         work.mirror.hook = Hook::ToPod;
@@ -235,11 +246,15 @@ pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Re
         if !wins(ctx, work) {
             return Err(Reason::LateAnswer);
         }
-        stay(work);
-        if work.packet.is_syn_ack() {
-            // SAFETY: as above.
-            unsafe { (*entry).sequence = work.packet.numbers(ctx).0.wrapping_add(1) };
+        // What a connection sends whose flow was lost is no news of where its client's connections go.
+        if work.packet.is_syn_ack() || work.packet.tuple.protocol != Protocol::Tcp {
+            stay(work);
         }
+    }
+    if work.packet.is_syn_ack() {
+        // Each time, since a backend may send another number: SYN cookies of the next minute.
+        // SAFETY: as above.
+        unsafe { (*entry).sequence = work.packet.numbers(ctx).0.wrapping_add(1) };
     }
     account(ctx, &work.packet, entry, work.now);
     Ok(true)
@@ -260,20 +275,27 @@ fn wins<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
         };
     };
     // SAFETY: a map value, valid for the run of the program.
-    let (was_answered, is_led_here, sequence) =
-        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple, (*half).sequence) };
+    let (was_answered, is_led_here) =
+        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple) };
+    // SAFETY: as above.
+    let (is_opening, sequence) = unsafe { (!(*half).established, (*half).sequence) };
     if was_answered {
         // Numbers of choices are the same in each opening.
         return is_led_here;
     }
-    if work.packet.is_syn_ack() && work.packet.numbers(ctx).1.wrapping_sub(sequence) > ACKNOWLEDGED {
-        // To the SYN of an earlier one.
+    let is_about_syn = work.packet.is_syn_ack() || work.packet.is_reset() && !work.packet.is_refusal();
+    if is_opening && is_about_syn && work.packet.numbers(ctx).1.wrapping_sub(sequence) > ACKNOWLEDGED {
+        // About the SYN of an earlier one.
         return false;
     }
     let is_claimed = claim(half, work.found.attempt);
     if is_claimed && !is_led_here {
         // SAFETY: as above.
         work.entry = unsafe { *half };
+        if work.entry.sequence != sequence || work.entry.service_port != work.found.service_port {
+            // The kernel has given the entry to another flow.
+            return true;
+        }
         work.entry.to = work.packet.tuple.swap();
         work.entry.backend = work.found.backend;
         work.entry.generation = work.found.generation;
@@ -309,7 +331,13 @@ pub fn unreachable<A: Ip>(sequence: u32, work: &mut Workspace<A>) -> bool {
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
     work.found = unsafe { *mirror };
     let (_, flags) = maps::policy_of(work.found.service_port);
-    if work.found.packets != 0 || maps::slots_of(work.found.service_port).len <= 1 || !health::is_watched(flags) {
+    // One error is hidden, and counts: a client that hears the next one can give up, as it would have at the first.
+    let is_first = work.found.attempt & attempt::NUMBER == 0;
+    if work.found.packets != 0
+        || !is_first
+        || maps::slots_of(work.found.service_port).len <= 1
+        || !health::is_watched(flags)
+    {
         return false;
     }
     let is_tcp = work.key.protocol == Protocol::Tcp;

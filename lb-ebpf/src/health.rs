@@ -4,7 +4,7 @@ use lb_common::abi::{Health, options, service_port_flags};
 
 use crate::atomic::add_one;
 use crate::ip::Ip;
-use crate::select::Selected;
+use crate::select::{Selected, is_current};
 use crate::{maps, settings};
 
 /// So many failures in a row make a backend suspect.
@@ -36,7 +36,7 @@ pub fn is_suspect<A: Ip>(selected: &Selected<A>) -> bool {
 pub fn is_suspect_lately<A: Ip>(selected: &Selected<A>, now: u64) -> bool {
     let Some(health) = maps::health::<A>(selected.id) else { return false };
     // SAFETY: as above.
-    is_suspect(selected) && now.saturating_sub(unsafe { (*health).probed }) < MEMORY
+    is_suspect(selected) && now.saturating_sub(unsafe { (*health).probed.max((*health).failed) }) < MEMORY
 }
 
 /// Whether it is time to try a suspect again; then it is not for some time.
@@ -65,6 +65,9 @@ pub fn count_skipped<A: Ip>(backend: u32) {
 /// A backend has left a SYN unanswered, or cannot be reached.
 #[inline(never)]
 pub fn failed<A: Ip>(backend: u32, generation: u32, now: u64) {
+    if !is_current::<A>(backend, generation) {
+        return;
+    }
     if let Some(stats) = maps::backend_stats::<A>(backend) {
         // SAFETY: a per-CPU value, valid for the run of the program.
         unsafe { add_one(&raw mut (*stats).failures) };
@@ -75,12 +78,11 @@ pub fn failed<A: Ip>(backend: u32, generation: u32, now: u64) {
         if (*health).generation != generation {
             *health = Health { generation, ..Health::default() };
         }
-        (*health).failures += 1;
-        if (*health).failures >= FAILURES {
+        (*health).failures = (*health).failures.saturating_add(1);
+        (*health).failed = now;
+        if (*health).failures >= FAILURES && (*health).suspect_since == 0 {
             (*health).probed = now;
-            if (*health).suspect_since == 0 {
-                (*health).suspect_since = now;
-            }
+            (*health).suspect_since = now;
         }
     }
 }
@@ -92,7 +94,8 @@ pub fn answered<A: Ip>(backend: u32, generation: u32) {
     // SAFETY: as above.
     unsafe {
         // Looked at first: the entry of a healthy backend is written by nobody, and stays in every CPU's cache.
-        if (*health).failures == 0 || (*health).generation != generation {
+        // Both are looked at, since another CPU may have written one of them only.
+        if (*health).failures == 0 && (*health).suspect_since == 0 || (*health).generation != generation {
             return;
         }
         let was_suspect = (*health).suspect_since != 0;

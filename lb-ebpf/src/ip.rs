@@ -83,7 +83,8 @@ pub trait Ip: Maps + Answer + Global {
     /// Whether an ICMP message of this type quotes the packet that is to blame.
     fn is_error(kind: u8) -> bool;
 
-    /// Whether an ICMP message of this type and code says that a machine or a port cannot be reached.
+    /// Whether an ICMP message of this type and code says that a machine or a port cannot be reached, other than because
+    /// somebody forbids it.
     fn is_unreachable(kind: u8, code: u8) -> bool;
 
     /// From whom a pod hears that dials itself.
@@ -118,10 +119,10 @@ impl Ip for Address4 {
         matches!(kind, 3 | 11 | 12)
     }
 
-    /// RFC 792, RFC 1122 section 3.2.2.1. Code 4 says that the packet is too long.
+    /// RFC 792, RFC 1122 section 3.2.2.1, RFC 1812 section 5.2.7.1. Code 4 says that the packet is too long.
     #[inline(always)]
     fn is_unreachable(kind: u8, code: u8) -> bool {
-        kind == 3 && code != 4
+        kind == 3 && !matches!(code, 4 | 9 | 10 | 13)
     }
 
     #[inline(always)]
@@ -217,8 +218,8 @@ impl Ip for Address6 {
 
     /// RFC 4443 section 3.1.
     #[inline(always)]
-    fn is_unreachable(kind: u8, _code: u8) -> bool {
-        kind == 1
+    fn is_unreachable(kind: u8, code: u8) -> bool {
+        kind == 1 && !matches!(code, 1 | 5 | 6)
     }
 
     #[inline(always)]

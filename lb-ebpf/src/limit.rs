@@ -27,22 +27,28 @@ pub fn allows(interface: u32) -> bool {
     true
 }
 
-/// Whether a service port may open another flow at `now`, nanoseconds of `CLOCK_MONOTONIC`, which is counted then. CPUs that count
-/// in the same instant may let one more pass each.
+/// How often a flow is tried to be counted.
+const ATTEMPTS: u32 = 4;
+
+/// Whether a service port may open another flow at `now`, nanoseconds of `CLOCK_MONOTONIC`, which is counted then.
 #[inline(always)]
 pub fn may_open(service_port: u32, now: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
     let Some((limit, budget)) = maps::budget_of(service_port) else { return true };
     let word = budget.cast::<u64>();
     let second = (now / SECOND) << 32;
-    // SAFETY: an array entry, valid for the run of the program; its two fields fill an aligned word.
-    unsafe {
-        let seen = word.read_volatile();
+    for _ in 0..ATTEMPTS {
+        // SAFETY: an array entry, valid for the run of the program; its two fields fill an aligned word.
+        let seen = unsafe { word.read_volatile() };
         let opened = if seen >> 32 == second >> 32 { seen & 0xffff_ffff } else { 0 };
         if opened >= u64::from(limit) {
             return false;
         }
-        compare_and_swap(word, seen, second | (opened + 1));
+        // SAFETY: as above.
+        if unsafe { compare_and_swap(word, seen, second | (opened + 1)) } == seen {
+            return true;
+        }
     }
+    // Others count at this very moment.
     true
 }

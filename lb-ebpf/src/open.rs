@@ -62,7 +62,7 @@ pub fn enter<A: Ip>(ctx: &TcContext, service_port: u32, hook: Hook, work: &mut W
 /// Where a flow belongs that is about to be opened. Of one that was established, and whose client's half was evicted, the mirror is
 /// there still: it would keep answers from the half-open ones.
 #[inline(always)]
-fn table_for<A: Ip>(work: &mut Workspace<A>) -> Table {
+pub fn table_for<A: Ip>(work: &mut Workspace<A>) -> Table {
     work.key = work.to.swap();
     let Some(mirror) = maps::flow(Table::Flows, &work.key) else { return Table::HalfOpen };
     // SAFETY: a map value, valid for the run of the program.
@@ -150,6 +150,9 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
     let leaves = had && is_watched && health::is_suspect(&work.selected);
     let stays = had && !leaves;
     let found = if stays { None } else { A::pick(ctx, slots.start, slots.len, u32::from(is_watched), work)? };
+    // Where all are suspect, its own is as good as any.
+    let stays =
+        stays || leaves && found.is_none() && affinity::stays(&work.client, affinity, work.now, &mut work.selected);
     let hook = match found {
         Some(hook) => hook,
         None => {
@@ -160,7 +163,7 @@ pub fn choose<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>
             take_any_port(ctx, work)?
         }
     };
-    if affinity == 0 || leaves || affinity::keep(&work.client, &work.selected, stays, work.now) {
+    if affinity == 0 || leaves && !stays || affinity::keep(&work.client, &work.selected, stays, work.now) {
         return Ok(hook);
     }
     // Another CPU has given this client a backend since we looked.

@@ -228,10 +228,12 @@ impl<A: Ip> Packet<A> {
                     return Some(Err(Reason::Malformed));
                 }
                 // SAFETY: bounds were checked by `ptr_at`.
-                let chunk = unsafe { (*ptr_at::<[u8; SCTP_LEN]>(ctx, l4)?)[SCTP_CHUNK_OFFSET] };
-                self.flags = match chunk {
+                let chunk = unsafe { &*ptr_at::<[u8; SCTP_LEN]>(ctx, l4)? };
+                let is_reflected = chunk[SCTP_CHUNK_OFFSET + 1] & sctp_chunk::TAG_REFLECTED != 0;
+                self.flags = match chunk[SCTP_CHUNK_OFFSET] {
                     sctp_chunk::INIT => tcp_flags::SYN,
-                    sctp_chunk::ABORT | sctp_chunk::SHUTDOWN_COMPLETE => tcp_flags::RST,
+                    sctp_chunk::ABORT if is_reflected => tcp_flags::RST,
+                    sctp_chunk::ABORT | sctp_chunk::SHUTDOWN_COMPLETE => tcp_flags::RST | tcp_flags::ACK,
                     _ => 0,
                 };
                 true
@@ -277,7 +279,8 @@ impl<A: Ip> Packet<A> {
         })
     }
 
-    /// What answers a segment of no connection: a RST without ACK (RFC 9293 section 3.10.7.1), or an ABORT.
+    /// What answers a segment of no connection: a RST without ACK (RFC 9293 section 3.10.7.1), or an ABORT with the T bit (RFC
+    /// 9260 section 8.4).
     #[inline(always)]
     pub const fn is_refusal(&self) -> bool {
         self.flags & (tcp_flags::RST | tcp_flags::ACK) == tcp_flags::RST

@@ -11,8 +11,8 @@ use lb_common::abi::{Hook, ORIGINS, Origin, OriginKey};
 
 use crate::flow::now;
 use crate::ip::Ip;
-use crate::maps::Table::Flows;
-use crate::maps::{self, Workspace};
+use crate::maps::Table::{Flows, HalfOpen};
+use crate::maps::{self, Table, Workspace};
 use crate::select::select;
 use crate::{direct, packet};
 
@@ -23,8 +23,12 @@ pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
         return false;
     }
     let is_hairpin = work.key.destination == A::hairpin();
-    if maps::any_flow(&work.key).is_some() {
-        return false;
+    if let Some(mirror) = maps::any_flow(&work.key) {
+        // A reply that came before the flow was back, right behind the one that has brought it back. A connection without a
+        // service cannot have these ports.
+        // SAFETY: a map value, valid for the run of the program.
+        work.owner = unsafe { (*mirror).to.swap() };
+        return true;
     }
     work.now = now();
     work.namespace = direct::namespace_of(packet::interface(ctx));
@@ -54,49 +58,71 @@ pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
 /// Puts the flow back that `work.owner` has by this frontend, if there is one.
 #[inline(always)]
 fn put_back<A: Ip>(ctx: &TcContext, origin: &Origin<A>, is_hairpin: bool, work: &mut Workspace<A>) -> bool {
-    let half = maps::flow(Flows, &work.owner);
-    if let Some(half) = half {
-        // SAFETY: a map value, valid for the run of the program.
-        work.entry = unsafe { *half };
-        if work.entry.to != work.to {
-            return false;
+    for table in [Flows, HalfOpen] {
+        if let Some(half) = maps::flow(table, &work.owner) {
+            // SAFETY: a map value, valid for the run of the program.
+            work.entry = unsafe { *half };
+            return work.entry.to == work.to && add_mirror(table, work);
         }
-    } else {
-        let Some(backend) = maps::backend::<A>(origin.backend) else { return false };
-        // SAFETY: an array entry, valid for the run of the program.
-        (work.entry.generation, work.entry.service_port) = unsafe { ((*backend).generation, (*backend).service_port) };
-        if !is_open(ctx, origin.backend, work) {
-            return false;
-        }
-        work.entry.to = work.to;
-        work.entry.backend = origin.backend;
-        work.entry.hook = if is_hairpin { Hook::Hairpin } else { Hook::FromPod };
-        work.entry.fin = false;
-        work.entry.reset = false;
-        work.entry.established = true;
-        work.entry.packets = 0;
-        work.entry.bytes = 0;
-        work.entry.sequence = 0;
-        work.entry.attempt = 0;
     }
+    let Some(backend) = maps::backend::<A>(origin.backend) else { return false };
+    // SAFETY: an array entry, valid for the run of the program.
+    let is_it = unsafe {
+        (work.entry.generation, work.entry.service_port) = ((*backend).generation, (*backend).service_port);
+        (*backend).address == work.key.source && (*backend).port == work.key.source_port
+    };
+    if !is_it || maps::detour(&work.owner).is_some_and(|detour| detour.backend != origin.backend) {
+        // The connection has gone elsewhere: an answer that comes late.
+        return false;
+    }
+    let table = match is_open(ctx, origin.backend, work) {
+        Some(true) => Flows,
+        // Nothing proves it but that it would be so.
+        None => HalfOpen,
+        Some(false) => return false,
+    };
+    work.entry.to = work.to;
+    work.entry.backend = origin.backend;
+    work.entry.hook = if is_hairpin { Hook::Hairpin } else { Hook::FromPod };
+    work.entry.fin = false;
+    work.entry.reset = false;
+    work.entry.established = true;
+    work.entry.packets = 0;
+    work.entry.bytes = 0;
+    work.entry.sequence = 0;
+    work.entry.attempt = 0;
     work.entry.last_seen = work.now;
-    work.mirror = work.entry;
-    work.mirror.make_other_half(&work.owner);
-    maps::add_flow(Flows, &work.key, &work.mirror)
-        && (half.is_some() || maps::add_flow(Flows, &work.owner, &work.entry))
+    match table {
+        Flows => add_mirror(Flows, work) && maps::add_flow(Flows, &work.owner, &work.entry),
+        HalfOpen => add_mirror(HalfOpen, work) && maps::add_flow(HalfOpen, &work.owner, &work.entry),
+    }
 }
 
-/// Whether the client has the connection `work.owner` open. Where its sockets cannot be looked at, whether it would have been
-/// given this backend.
+/// Adds the mirror of the client's half `work.entry`.
 #[inline(always)]
-fn is_open<A: Ip>(ctx: &TcContext, backend: u32, work: &mut Workspace<A>) -> bool {
+fn add_mirror<A: Ip>(table: Table, work: &mut Workspace<A>) -> bool {
+    work.mirror = work.entry;
+    work.mirror.last_seen = work.now;
+    work.mirror.make_other_half(&work.owner);
+    match table {
+        Flows => maps::add_flow(Flows, &work.key, &work.mirror),
+        HalfOpen => maps::add_flow(HalfOpen, &work.key, &work.mirror),
+    }
+}
+
+/// Whether the client has the connection `work.owner` open. `None`: its sockets cannot be looked at, but it would have been given
+/// this backend.
+#[inline(always)]
+fn is_open<A: Ip>(ctx: &TcContext, backend: u32, work: &mut Workspace<A>) -> Option<bool> {
     if work.namespace < 0 || work.owner.protocol != Protocol::Tcp {
         let slots = maps::slots_of(work.entry.service_port);
-        return slots.len != 0 && select(&work.owner, slots, 0, &mut work.selected) && work.selected.id == backend;
+        let is_likely = slots.len != 0 && select(&work.owner, slots, 0, &mut work.selected);
+        return if is_likely && work.selected.id == backend { None } else { Some(false) };
     }
     work.socket.sends(&work.owner);
     let state = direct::state_of_socket(ctx, Protocol::Tcp, work);
     // One that is being opened sends its SYN again, and is led anew.
-    state
-        .is_some_and(|state| !matches!(state, BPF_TCP_LISTEN | BPF_TCP_CLOSE | BPF_TCP_SYN_SENT | BPF_TCP_NEW_SYN_RECV))
+    Some(state.is_some_and(|state| {
+        !matches!(state, BPF_TCP_LISTEN | BPF_TCP_CLOSE | BPF_TCP_SYN_SENT | BPF_TCP_NEW_SYN_RECV)
+    }))
 }

@@ -144,7 +144,7 @@ fn cleanup_removes_everything_and_says_what() {
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 13, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 34, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 35, "{removed}");
     assert_eq!(removed.matches("removed program ").count(), 11, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();
@@ -240,7 +240,7 @@ fn tables_and_json_tell_the_same() {
     assert_eq!(services[0]["connections"], 7);
     let table = node.viaduct(&["service", "list"]).unwrap();
     let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row, ["default", "web", "http", "10.96.0.10:80", "TCP", "1", "-", "7", "0"]);
+    assert_eq!(row, ["default", "web", "http", "10.96.0.10:80", "TCP", "1", "-", "-", "-", "7", "0"]);
 
     let backends = json(&["backend", "list"]);
     assert_eq!((&backends[0]["backend"], &backends[0]["share"]), (&backend.into(), &1.0.into()));

@@ -4,6 +4,7 @@
 
 use std::net::TcpStream;
 
+use lb_userspace::dataplane::attach::cgroup::PROGRAMS;
 use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::{
     EndpointSliceManifest, Lab, ServiceManifest, Topology, bulk_http, bulk_udp, command, http_get, needs_root,
@@ -67,7 +68,7 @@ fn services_work_on_this_kernel() {
         assert_eq!(filters().unwrap().matches("handle 0x1").count(), 1, "the filter was replaced, not added to");
     }
 
-    assert_eq!(status["sockets"]["programs"].as_array().unwrap().len(), 8);
+    assert_eq!(status["sockets"]["programs"].as_array().unwrap().len(), PROGRAMS.len());
     lab.manifests().apply(&EndpointSliceManifest::new("default", "both")).unwrap();
     let is_empty = |list: &serde_json::Value| list.as_array().unwrap().iter().all(|row| row["backends"] == 0);
     node.wait_for(&["service", "list"], "there are no backends", is_empty).unwrap();

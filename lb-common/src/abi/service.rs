@@ -263,8 +263,10 @@ pub struct Health {
     pub suspect_since: u64,
     /// When it was tried last since then, of the same clock.
     pub probed: u64,
+    /// When it failed last, of the same clock.
+    pub failed: u64,
 }
 
-const _: () = assert!(size_of::<Health>() == 24);
+const _: () = assert!(size_of::<Health>() == 32);
 
 const _: () = assert!(cfg!(target_endian = "little") || cfg!(target_arch = "bpf"), "words are split so");

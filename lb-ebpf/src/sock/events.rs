@@ -23,14 +23,14 @@ const AF_INET6: u32 = 10;
 pub fn event(ctx: &SockOpsContext) {
     let ops = ctx.ops;
     // SAFETY: the context is valid for the run of the program; read by whole words, at constant offsets.
-    let (op, family, watched) = unsafe {
+    let (op, family, asked) = unsafe {
         (
             (&raw const (*ops).op).read_volatile(),
             (&raw const (*ops).family).read_volatile(),
-            (&raw const (*ops).bpf_sock_ops_cb_flags).read_volatile() & BPF_SOCK_OPS_RTO_CB_FLAG != 0,
+            (&raw const (*ops).bpf_sock_ops_cb_flags).read_volatile(),
         )
     };
-    if op != BPF_SOCK_OPS_TCP_CONNECT_CB && !watched {
+    if op != BPF_SOCK_OPS_TCP_CONNECT_CB && asked & BPF_SOCK_OPS_RTO_CB_FLAG == 0 {
         return;
     }
     // SAFETY: as above.
@@ -38,32 +38,30 @@ pub fn event(ctx: &SockOpsContext) {
     if family == AF_INET {
         // SAFETY: as above.
         let address = unsafe { (&raw const (*ops).remote_ip4).read_volatile() };
-        about(ctx, op, Address4 { octets: address.to_ne_bytes() });
+        about(ctx, op, asked, Address4 { octets: address.to_ne_bytes() });
     } else if family == AF_INET6 {
         let address: [u32; 4] = [word(0), word(1), word(2), word(3)];
         if address[..3] == MAPPED {
-            about(ctx, op, Address4 { octets: address[3].to_ne_bytes() });
+            about(ctx, op, asked, Address4 { octets: address[3].to_ne_bytes() });
         } else {
-            about::<Address6>(ctx, op, words(word));
+            about::<Address6>(ctx, op, asked, words(word));
         }
     }
 }
 
 #[inline(always)]
-fn about<A: Ip>(ctx: &SockOpsContext, op: u32, address: A) {
+fn about<A: Ip>(ctx: &SockOpsContext, op: u32, asked: u32, address: A) {
     let ops = ctx.ops;
     let Some(peer) = known(ops, ctx, address) else { return };
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             let (_, flags) = maps::policy_of(peer.service_port);
             if maps::slots_of(peer.service_port).len > 1 && health::is_watched(flags) {
-                set_flags(ops, BPF_SOCK_OPS_RTO_CB_FLAG);
+                // Beside what other programs have asked for.
+                set_flags(ops, asked | BPF_SOCK_OPS_RTO_CB_FLAG);
             }
         }
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            health::answered::<A>(peer.backend, peer.generation);
-            set_flags(ops, 0);
-        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => health::answered::<A>(peer.backend, peer.generation),
         // SAFETY: as above.
         BPF_SOCK_OPS_RTO_CB if unsafe { (&raw const (*ops).state).read_volatile() } == BPF_TCP_SYN_SENT => {
             health::failed::<A>(peer.backend, peer.generation, now());

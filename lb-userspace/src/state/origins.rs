@@ -49,6 +49,10 @@ impl Origins {
         self.of.iter().flat_map(|(&backend, origins)| origins.iter().map(move |&origin| (backend, origin))).collect()
     }
 
+    pub(super) fn has(&self, (backend, origin): &BackendOrigin) -> bool {
+        self.of.get(backend).is_some_and(|origins| origins.contains(origin))
+    }
+
     pub(super) fn remove_strays(&mut self, writes: &mut Vec<Write>) {
         writes.extend(std::mem::take(&mut self.stray).into_iter().map(|origin| Write::RemoveOrigin { origin }));
     }

@@ -169,7 +169,9 @@ impl State {
     /// Give the Services that a frontend moves between in one call.
     pub fn reconcile_services(&mut self, services: &BTreeSet<ObjectName>, plan: &Plan) -> Reconciled {
         let scope: Vec<_> = services.iter().flat_map(|service| self.ports_of(service)).collect();
-        let origins = scope.iter().flat_map(|name| self.origins_of(name)).collect();
+        let origins = scope.iter().flat_map(|name| self.origins_of(name));
+        // What found no room is tried again.
+        let origins = origins.filter(|origin| self.origins.has(origin)).collect();
         self.reconcile_scope(scope, origins, plan)
     }
 

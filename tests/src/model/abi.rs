@@ -298,6 +298,7 @@ impl Encode for Health {
             failures: self.failures,
             suspect_since: self.suspect_since,
             probed: self.probed,
+            failed: self.failed,
         };
         value.as_bytes().to_vec()
     }
@@ -310,6 +311,7 @@ impl Decode for Health {
             failures: value.failures,
             suspect_since: value.suspect_since,
             probed: value.probed,
+            failed: value.failed,
         })
     }
 }

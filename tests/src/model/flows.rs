@@ -164,6 +164,7 @@ pub struct Health {
     pub failures: u32,
     pub suspect_since: u64,
     pub probed: u64,
+    pub failed: u64,
 }
 
 /// What the fragments of a packet have in common.
@@ -218,6 +219,6 @@ impl Timed for Fragment {
 
 impl Timed for Health {
     fn times(&mut self) -> Vec<&mut u64> {
-        vec![&mut self.suspect_since, &mut self.probed]
+        vec![&mut self.suspect_since, &mut self.probed, &mut self.failed]
     }
 }

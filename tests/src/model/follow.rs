@@ -46,6 +46,7 @@ impl Model {
             return Ok(Some(self.translated(packet, opened)));
         }
         if tuple.destination.ip() == self.settings.hairpin(tuple.source.is_ipv4())
+            && self.any_flow(tuple).is_none()
             && let Some(client) = self.restore(tuple, now)
         {
             let opened = Opened { to: client.swap(), hook: Hook::HairpinReply };

@@ -415,9 +415,9 @@ impl Generator {
         let quoted =
             if self.one_in(6) { self.rng.usize(..header + 20) } else { header + self.pick(&[8, 8, 18, 28, 500]) };
         let (kind, code) = if is_v4 {
-            self.pick(&[(3, 3), (3, 4), (3, 1), (11, 0), (12, 0), (5, 0)])
+            self.pick(&[(3, 3), (3, 4), (3, 1), (3, 13), (11, 0), (12, 0), (5, 0)])
         } else {
-            self.pick(&[(1, 4), (2, 0), (3, 0), (4, 1), (1, 0), (137, 0)])
+            self.pick(&[(1, 4), (2, 0), (3, 0), (4, 1), (1, 0), (1, 1), (137, 0)])
         };
         let router = SocketAddr::new(address(is_v4, 3, 1), 0);
         let blamed = if self.one_in(3) { router } else { seen.destination };

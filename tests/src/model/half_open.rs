@@ -122,13 +122,20 @@ impl Model {
         }
         self.failed(from.backend(flow.backend), flow.generation, now);
         let next = flow.attempt.number + 1;
-        let choice =
-            self.pick(packet, service_port, next, Some(flow.backend), now).ok().and_then(|picked| picked.choice);
+        let mut choice = None;
+        // Where all others are suspect they are as good as this one.
+        for is_watched in [true, false] {
+            if choice.is_none() {
+                let picked = self.pick(packet, service_port, (next, Some(flow.backend)), is_watched, now);
+                choice = picked.ok().and_then(|picked| picked.choice);
+            }
+        }
         let Some(choice) = choice else {
             self.counts.note("SYN again, no other backend");
             return Opened::of(flow);
         };
         self.counts.note("SYN again, to another backend");
+        self.place_for(packet, choice.opened);
         let moved = Flow {
             to: choice.opened.to,
             hook: choice.opened.hook,
@@ -161,16 +168,17 @@ impl Model {
                 return Err(Reason::LateAnswer);
             }
             let service_port = mirror.service_port;
-            if self.services.ports.get(&service_port).is_some_and(|port| port.affinity != 0) {
+            let is_opening = packet.is_syn_ack() || key.protocol != Protocol::Tcp;
+            if is_opening && self.services.ports.get(&service_port).is_some_and(|port| port.affinity != 0) {
                 let affinity = Affinity { backend: mirror.backend, generation: mirror.generation, last_used: now };
                 self.affinities.insert(AffinityKey { client: mirror.to.destination.ip(), service_port }, affinity);
             }
-            if packet.is_syn_ack()
-                && let Some(mirror) = self.half_open.get_mut(key)
-            {
-                mirror.sequence = packet.numbers().0.wrapping_add(1);
-            }
             self.counts.note(if packet.is_reset() { "half-open flow reset" } else { "half-open flow answered" });
+        }
+        if packet.is_syn_ack()
+            && let Some(mirror) = self.half_open.get_mut(key)
+        {
+            mirror.sequence = packet.numbers().0.wrapping_add(1);
         }
         self.account(Place::HalfOpen, packet, now);
         Ok(Some(Opened::of(&mirror)))
@@ -188,7 +196,8 @@ impl Model {
         if half.attempt.is_answered {
             return is_led_here;
         }
-        if packet.is_syn_ack() && packet.numbers().1.wrapping_sub(half.sequence) > ACKNOWLEDGED {
+        let is_about_syn = packet.is_syn_ack() || packet.is_reset() && !packet.is_refusal();
+        if !half.established && is_about_syn && packet.numbers().1.wrapping_sub(half.sequence) > ACKNOWLEDGED {
             self.counts.note("answer to an earlier opening");
             return false;
         }

@@ -49,6 +49,10 @@ impl Model {
 
     /// A backend has left a SYN unanswered.
     pub(super) fn failed(&mut self, backend: BackendId, generation: u32, now: u64) {
+        if !self.services.keeps_flows(backend.is_v6, backend.id, generation) {
+            self.counts.note("failure of a backend that is gone");
+            return;
+        }
         self.counts.backend(backend).failures += 1;
         let Some(health) = self.health.get_mut(backend) else { return };
         if health.generation != generation {
@@ -56,12 +60,10 @@ impl Model {
             *health = Health { generation, ..Health::default() };
         }
         health.failures += 1;
-        if health.failures >= FAILURES {
-            health.probed = now;
-            if health.suspect_since == 0 {
-                health.suspect_since = now;
-                self.counts.note("backend suspected");
-            }
+        health.failed = now;
+        if health.failures >= FAILURES && health.suspect_since == 0 {
+            (health.suspect_since, health.probed) = (now, now);
+            self.counts.note("backend suspected");
         }
     }
 

@@ -37,7 +37,11 @@ impl Model {
         let packet = &arrival.frame[..headers.end];
         let Some((inner, quoted, flow)) = self.complaint(arrival, headers) else { return Ok(None) };
         let (kind, code) = (packet[headers.transport], packet[headers.transport + 1]);
-        let is_unreachable = if headers.is_v4() { kind == 3 && code != 4 } else { kind == 1 };
+        // Not that it is too long, nor that somebody forbids it.
+        let is_unreachable = match headers.is_v4() {
+            true => kind == 3 && ![4, 9, 10, 13].contains(&code),
+            false => kind == 1 && ![1, 5, 6].contains(&code),
+        };
         if is_unreachable && flow.hook == Hook::ToPod {
             self.unreachable(quoted.swap(), &flow, wire::long(packet, inner.transport + 4), now)?;
         }
@@ -82,7 +86,12 @@ impl Model {
     /// An error says that a backend cannot be reached. It is a failure, if there are other backends; of a SYN the client hears
     /// nothing, since the next one goes elsewhere.
     fn unreachable(&mut self, key: Tuple, mirror: &Flow, sequence: u32, now: u64) -> Result<(), Reason> {
-        if mirror.packets != 0 || mirror.service_port == NO_BACKEND || !self.is_watched(mirror.service_port) {
+        // The second error is the client's to hear.
+        if mirror.packets != 0
+            || mirror.attempt.number != 0
+            || mirror.service_port == NO_BACKEND
+            || !self.is_watched(mirror.service_port)
+        {
             return Ok(());
         }
         let is_tcp = key.protocol == Protocol::Tcp;

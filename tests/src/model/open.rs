@@ -93,7 +93,13 @@ impl Model {
             self.counts.note("client leaves its suspect backend");
         }
         let stays = had.filter(|_| !leaves);
-        let picked = if stays.is_some() { Picked::default() } else { self.pick(packet, service_port, 0, None, now)? };
+        let picked = match stays {
+            Some(_) => Picked::default(),
+            None => self.pick(packet, service_port, (0, None), true, now)?,
+        };
+        // Where all are suspect, its own is as good as any.
+        let stays = if picked.choice.is_none() { had } else { stays };
+        let leaves = leaves && stays.is_none();
         let choice = match (picked.choice, stays) {
             (Some(choice), _) => choice,
             (None, stays) => {
@@ -108,7 +114,7 @@ impl Model {
         }
         let flow = self.enter(packet, service_port, choice, now);
         if let Some(number) = picked.probe {
-            self.probe(from, service_port, number, &flow, now);
+            self.probe(packet, service_port, number, &flow, now);
         }
         Ok(opened)
     }
@@ -159,7 +165,7 @@ impl Model {
 
     /// Where a new flow belongs. When its mirror is left in the table of those that have proved themselves, its client's half was
     /// evicted there, and answers go by that mirror: it goes on there. A SYN begins anew.
-    fn place_for(&mut self, packet: &Packet<'_>, opened: Opened) -> Place {
+    pub(super) fn place_for(&mut self, packet: &Packet<'_>, opened: Opened) -> Place {
         let key = opened.to.swap();
         if self.flows.get(key).is_none_or(|mirror| mirror.to != packet.tuple.swap()) {
             return Place::HalfOpen;
@@ -177,14 +183,14 @@ impl Model {
         &mut self,
         packet: &Packet<'_>,
         service_port: u32,
-        first: u32,
-        except: Option<u32>,
+        (first, except): (u32, Option<u32>),
+        is_watched: bool,
         now: u64,
     ) -> Result<Picked, Reason> {
         let from = packet.tuple;
         let is_datagram = from.protocol == Protocol::Udp;
         // Who goes on with a connection whose flow was lost needs its backend, whether that answers or not.
-        let is_watched = packet.is_new() && self.is_watched(service_port);
+        let is_watched = is_watched && packet.is_new() && self.is_watched(service_port);
         let mut probe = None;
         for number in first..first + CHOICES {
             let id = self.choice(from, service_port, number).ok_or(Reason::BadSlot)?;
@@ -213,9 +219,12 @@ impl Model {
     }
 
     /// A copy of the SYN that has opened a flow goes to a suspect. All that is seen of it is the mirror for the answer.
-    fn probe(&mut self, from: Tuple, service_port: u32, number: u32, flow: &Flow, now: u64) {
+    fn probe(&mut self, packet: &Packet<'_>, service_port: u32, number: u32, flow: &Flow, now: u64) {
+        let from = packet.tuple;
         let Some(id) = self.choice(from, service_port, number) else { return };
-        let Some(Opened { to, hook: Hook::FromPod }) = self.take(from, id, from.source.port(), now) else { return };
+        let Some(opened) = self.take(from, id, from.source.port(), now) else { return };
+        let Opened { to, hook: Hook::FromPod } = opened else { return };
+        self.place_for(packet, opened);
         if self.half_open.get(to.swap()).is_some() {
             return;
         }

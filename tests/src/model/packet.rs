@@ -241,7 +241,13 @@ impl Packet {
             }
             Kind::Sctp(chunk) => {
                 // Common header (a checksum that nobody here looks at), then the header of a chunk.
-                (protocol::SCTP, [&ports[..], &[0, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef, *chunk, 0, 0, 4]].concat(), None)
+                // An ABORT has the T bit or not.
+                let flags = u8::from(*chunk == wire::sctp::ABORT) & (self.salt & 1) as u8;
+                (
+                    protocol::SCTP,
+                    [&ports[..], &[0, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef, *chunk, flags, 0, 4]].concat(),
+                    None,
+                )
             }
             Kind::EchoRequest | Kind::EchoReply => {
                 let kind = match (is_v4, &self.kind) {

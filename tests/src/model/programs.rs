@@ -411,7 +411,9 @@ impl Packet<'_> {
                 bytes.len() >= 16 && {
                     self.flags = match bytes[12] {
                         wire::sctp::INIT => tcp::SYN,
-                        wire::sctp::ABORT | wire::sctp::SHUTDOWN_COMPLETE => tcp::RST,
+                        // The T bit says that there is no such association, as a RST without ACK does.
+                        wire::sctp::ABORT if bytes[13] & 1 != 0 => tcp::RST,
+                        wire::sctp::ABORT | wire::sctp::SHUTDOWN_COMPLETE => tcp::RST | tcp::ACK,
                         _ => 0,
                     };
                     true

@@ -4,13 +4,17 @@ use lb_common::Protocol;
 use lb_common::abi::{Hook, ORIGINS};
 
 use super::flows::{Attempt, Flow, Tuple};
-use super::programs::Model;
+use super::programs::{Model, Place};
 
 impl Model {
     /// Puts the flow back whose replies look like `reply`: what its client sends.
     pub(super) fn restore(&mut self, reply: Tuple, now: u64) -> Option<Tuple> {
-        if reply.protocol == Protocol::Udp || self.any_flow(reply).is_some() {
+        if reply.protocol == Protocol::Udp {
             return None;
+        }
+        if let Some(mirror) = self.any_flow(reply) {
+            self.counts.note("refused before the flow was back");
+            return Some(mirror.to.swap());
         }
         let is_v6 = reply.source.is_ipv6();
         let is_hairpin = reply.destination.ip() == self.settings.hairpin(!is_v6);
@@ -24,39 +28,44 @@ impl Model {
             if is_hairpin {
                 from.source.set_ip(reply.source.ip());
             }
-            let flow = match self.flows.get(from) {
-                Some(flow) if flow.to == reply.swap() => flow,
-                Some(_) => continue,
-                None => {
-                    let backend = self.services.backends[&(is_v6, id)];
-                    // There are no sockets to ask.
-                    if self.services.slots[&backend.service_port].is_empty()
-                        || self.choice(from, backend.service_port, 0) != Some(id)
-                    {
-                        continue;
-                    }
-                    Flow {
-                        to: reply.swap(),
-                        backend: id,
-                        generation: backend.generation,
-                        service_port: backend.service_port,
-                        hook: if is_hairpin { Hook::Hairpin } else { Hook::FromPod },
-                        fin: false,
-                        reset: false,
-                        established: true,
-                        last_seen: now,
-                        packets: 0,
-                        bytes: 0,
-                        sequence: 0,
-                        attempt: Attempt::default(),
-                    }
+            let known = [Place::Flows, Place::HalfOpen].into_iter().find_map(|place| {
+                let half = self.table(place).get(from)?;
+                Some((place, half))
+            });
+            if let Some((place, half)) = known {
+                if half.to != reply.swap() {
+                    continue;
                 }
-            };
-            self.counts.note("flow put back");
-            self.flows.insert(reply, flow.mirror(from, now));
-            if self.flows.get(from).is_none() {
-                self.flows.insert(from, flow);
+                self.counts.note("mirror of a refused reply put back");
+                self.table(place).insert(reply, half.mirror(from, now));
+                return Some(from);
             }
+            let backend = self.services.backends[&(is_v6, id)];
+            let has_left = self.detours.get(from).is_some_and(|detour| detour.backend != id);
+            // There are no sockets to ask.
+            if has_left
+                || self.services.slots[&backend.service_port].is_empty()
+                || self.choice(from, backend.service_port, 0) != Some(id)
+            {
+                continue;
+            }
+            let flow = Flow {
+                to: reply.swap(),
+                backend: id,
+                generation: backend.generation,
+                service_port: backend.service_port,
+                hook: if is_hairpin { Hook::Hairpin } else { Hook::FromPod },
+                fin: false,
+                reset: false,
+                established: true,
+                last_seen: now,
+                packets: 0,
+                bytes: 0,
+                sequence: 0,
+                attempt: Attempt::default(),
+            };
+            self.counts.note("flow of a refused reply put back");
+            self.add(Place::HalfOpen, from, &flow, now);
             return Some(from);
         }
         None

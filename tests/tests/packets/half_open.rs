@@ -227,6 +227,24 @@ fn a_backend_that_leaves_three_in_a_row_unanswered_is_passed_over_until_it_answe
 }
 
 #[test]
+fn a_syn_that_is_sent_again_leaves_its_backend_also_when_all_others_are_suspect() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        for port in 40_000..40_100 {
+            syn(&mut datapath, net.client_at(port), &net);
+            again(&mut datapath, net.client_at(port), &net);
+        }
+        for port in 41_000..41_020 {
+            let client = net.client_at(port);
+            let mut met = std::collections::BTreeSet::from([destination(&syn(&mut datapath, client, &net).frame)]);
+            (0..8).for_each(|_| met.extend([again(&mut datapath, client, &net)]));
+            assert!(met.len() > 1, "from port {port}");
+        }
+    }
+}
+
+#[test]
 fn when_all_are_suspect_all_are_used() {
     needs_root!();
     let mut datapath = both();
@@ -273,6 +291,10 @@ fn of_a_backend_that_cannot_be_reached_the_client_hears_nothing_and_the_next_syn
         assert_eq!(failures(&mut datapath), 2);
         let next = again(&mut datapath, net.client, &net);
         assert_ne!(next, backend);
+        // Of the second backend that cannot be reached it does hear, as it would have of the first.
+        let sent = packet::tcp(net.client, next, TcpFlags::SYN, b"");
+        let about = packet::icmp_error(net.router, net.client.ip(), IcmpError::HostUnreachable, &sent);
+        assert_eq!(datapath.to_pod(about).unwrap().verdict, Verdict::Pass);
         // Once one has answered, an error is no news about the opening.
         datapath.to_pod(syn_ack(next, net.client)).unwrap();
         let sent = packet::tcp(net.client, next, TcpFlags::SYN, b"");
