@@ -43,3 +43,27 @@ pub unsafe fn compare_and_swap(word: *mut u64, expected: u64, new: u64) -> u64 {
         found
     }
 }
+
+/// Adds 1, for all CPUs to see. What was there before.
+///
+/// # Safety
+/// The word must be valid for the run of the program.
+#[inline(always)]
+pub unsafe fn fetch_add_one(word: *mut u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut added: u64 = 1;
+        // SAFETY: the caller's.
+        unsafe {
+            core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) word, inout(reg) added, options(nostack));
+        }
+        added
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        let found = word.read();
+        word.write(found.wrapping_add(1));
+        found
+    }
+}

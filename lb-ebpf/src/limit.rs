@@ -1,6 +1,6 @@
 //! How much more than translating a pod may make its node do, and how much a service port.
 
-use crate::atomic::compare_and_swap;
+use crate::atomic::{compare_and_swap, fetch_add_one};
 use crate::flow::now;
 use crate::{maps, settings};
 
@@ -27,28 +27,20 @@ pub fn allows(interface: u32) -> bool {
     true
 }
 
-/// How often a flow is tried to be counted.
-const ATTEMPTS: u32 = 4;
-
 /// Whether a service port may open another flow at `now`, nanoseconds of `CLOCK_MONOTONIC`, which is counted then.
-#[inline(always)]
+#[inline(never)]
 pub fn may_open(service_port: u32, now: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
     let Some((limit, budget)) = maps::budget_of(service_port) else { return true };
     let word = budget.cast::<u64>();
-    let second = (now / SECOND) << 32;
-    for _ in 0..ATTEMPTS {
-        // SAFETY: an array entry, valid for the run of the program; its two fields fill an aligned word.
-        let seen = unsafe { word.read_volatile() };
-        let opened = if seen >> 32 == second >> 32 { seen & 0xffff_ffff } else { 0 };
-        if opened >= u64::from(limit) {
-            return false;
-        }
-        // SAFETY: as above.
-        if unsafe { compare_and_swap(word, seen, second | (opened + 1)) } == seen {
+    let second = now / SECOND;
+    // SAFETY: an array entry, valid for the run of the program; its two fields fill an aligned word.
+    unsafe {
+        let seen = word.read_volatile();
+        if seen >> 32 != second && compare_and_swap(word, seen, (second << 32) | 1) == seen {
             return true;
         }
+        // Not by a look first: another CPU may count in this very moment.
+        (fetch_add_one(word) & 0xffff_ffff) < u64::from(limit)
     }
-    // Others count at this very moment.
-    true
 }
