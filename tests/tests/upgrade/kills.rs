@@ -27,7 +27,7 @@ const SMALL: [&str; 4] = ["--max-slots", "65536", "--max-backends", "1024"];
 /// Of so many steps one is tried, another one each time: all of them take a quarter of an hour.
 fn every() -> usize {
     let every = std::env::var("VIADUCT_UPGRADE_STEPS").map(|text| text.parse());
-    every.map_or(8, |every| every.expect("VIADUCT_UPGRADE_STEPS is a whole number"))
+    every.map_or(16, |every| every.expect("VIADUCT_UPGRADE_STEPS is a whole number"))
 }
 
 fn kill_at_each_step(cluster: &Cluster, environment: &[(&str, &str)]) {
