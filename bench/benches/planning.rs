@@ -86,7 +86,7 @@ fn change(state: &mut State, plan: &Plan) -> Reconciled {
 
 /// Takes back what was retired, as after a grace period.
 fn settle(state: &mut State, result: Reconciled) -> Reconciled {
-    assert_eq!(result.writes.len(), 4, "backend, slots, publish, removal: {:?}", result.writes);
+    assert_eq!(result.writes.len(), 6, "backend, slots, publish, removal, and an origin for each: {:?}", result.writes);
     state.begin_grace();
     state.release();
     result

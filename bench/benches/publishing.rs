@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         bencher.iter_custom(|iterations| {
             repeat(iterations, || {
                 let writes = state.reconcile(next.next().context("a cycle has no end")?).writes;
-                ensure!(writes.len() == 4, "backend, slots, publish, removal: {writes:?}");
+                ensure!(writes.len() == 6, "backend, slots, publish, removal, and an origin for each: {writes:?}");
                 let begun = Instant::now();
                 maps.write(&writes)?;
                 let elapsed = begun.elapsed();
