@@ -158,7 +158,8 @@ impl Model {
             *budget = (second, 0);
         }
         let is_within = budget.1 < limit;
-        budget.1 += u32::from(is_within);
+        // What was turned away counts as well, should the budget become larger within the second.
+        budget.1 += 1;
         self.counts.note(if is_within { "within the budget" } else { "budget used up" });
         is_within
     }
