@@ -125,9 +125,13 @@ impl Model {
         let mut choice = None;
         // Where all others are suspect they are as good as this one.
         for is_watched in [true, false] {
-            if choice.is_none() {
-                let picked = self.pick(packet, service_port, (next, Some(flow.backend)), is_watched, now);
-                choice = picked.ok().and_then(|picked| picked.choice);
+            // Slots that contradict the backends lead nowhere, either way.
+            let Ok(picked) = self.pick(packet, service_port, (next, Some(flow.backend)), is_watched, now) else {
+                break;
+            };
+            choice = picked.choice;
+            if choice.is_some() {
+                break;
             }
         }
         let Some(choice) = choice else {
