@@ -206,7 +206,8 @@ impl Model {
             return false;
         }
         half.attempt = Attempt { is_answered: true, ..mirror.attempt };
-        if !is_led_here {
+        // What is left of an opening under another service port leads nowhere.
+        if !is_led_here && mirror.service_port == half.service_port {
             self.counts.note(if mirror.attempt.is_probe {
                 "answer to a probe wins"
             } else {
