@@ -50,12 +50,15 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         if work.found.attempt & attempt::ANSWERED == 0 && !is_copy {
             return Some(None);
         }
-    } else if has_left(work) || is_proved(ctx, &work.found, work) {
+        return Some(Some(work.found.hook));
+    }
+    let has_left = has_left(work);
+    if has_left || is_proved(ctx, &work.found, work) {
         // SAFETY: as above.
         work.entry = unsafe { *entry };
         // The kernel may have given the entry to another flow since it was found.
         if work.entry.to == work.to {
-            promote(work);
+            promote(has_left, work);
         }
     }
     Some(Some(work.found.hook))
@@ -84,7 +87,7 @@ fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
 fn has_mirror<A: Ip>(work: &mut Workspace<A>) -> bool {
     if let Some(mirror) = maps::any_flow(&work.key) {
         // SAFETY: a map value, valid for the run of the program.
-        return unsafe { (*mirror).to.swap() } == work.packet.tuple;
+        return unsafe { (*mirror).leads_back_to(&work.packet.tuple) };
     }
     work.entry = work.found;
     work.entry.last_seen = work.now;
@@ -110,18 +113,18 @@ fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
 #[inline(always)]
 fn has_left<A: Ip>(work: &Workspace<A>) -> bool {
     // SAFETY: a map value, valid for the run of the program.
-    maps::flow(Flows, &work.key).is_some_and(|mirror| unsafe { (*mirror).to.swap() } == work.packet.tuple)
+    maps::flow(Flows, &work.key).is_some_and(|mirror| unsafe { (*mirror).leads_back_to(&work.packet.tuple) })
 }
 
-/// Moves a flow, whose client's half is `work.entry`, to the others.
+/// Moves a flow, whose client's half is `work.entry`, to the others; `has_left`: its mirror is there.
 #[inline(always)]
-fn promote<A: Ip>(work: &mut Workspace<A>) {
+fn promote<A: Ip>(has_left: bool, work: &mut Workspace<A>) {
     // The mirror first: a client's half without one would let replies pass untranslated.
-    if !has_left(work) {
+    if !has_left {
         let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
         // SAFETY: a map value, valid for the run of the program.
         work.mirror = unsafe { *mirror };
-        if work.mirror.to.swap() != work.packet.tuple || !maps::put_flow(Flows, &work.key, &work.mirror) {
+        if !work.mirror.leads_back_to(&work.packet.tuple) || !maps::put_flow(Flows, &work.key, &work.mirror) {
             return;
         }
     }
@@ -150,7 +153,7 @@ fn note_detour<A: Ip>(tuple: &Tuple<A>, flow: &Flow<A>) {
 #[inline(always)]
 fn remove<A: Ip>(work: &Workspace<A>) {
     // SAFETY: a map value, valid for the run of the program.
-    if maps::flow(HalfOpen, &work.key).is_some_and(|mirror| unsafe { (*mirror).to.swap() } == work.packet.tuple) {
+    if maps::flow(HalfOpen, &work.key).is_some_and(|mirror| unsafe { (*mirror).leads_back_to(&work.packet.tuple) }) {
         maps::remove_flow(HalfOpen, &work.key);
     }
     maps::remove_flow(HalfOpen, &work.packet.tuple);
@@ -269,19 +272,24 @@ fn wins<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
         // SAFETY: a map value, valid for the run of the program.
         return match maps::flow(Flows, &work.owner) {
             // SAFETY: as above.
-            Some(flow) => (unsafe { (*flow).to.swap() }) == work.packet.tuple,
+            Some(flow) => unsafe { (*flow).leads_back_to(&work.packet.tuple) },
             // It was evicted.
             None => true,
         };
     };
     // SAFETY: a map value, valid for the run of the program.
     let (was_answered, is_led_here) =
-        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).to.swap() == work.packet.tuple) };
+        unsafe { ((*half).attempt & attempt::ANSWERED != 0, (*half).leads_back_to(&work.packet.tuple)) };
     // SAFETY: as above.
-    let (is_opening, sequence) = unsafe { (!(*half).established, (*half).sequence) };
+    let (is_opening, sequence, service_port) =
+        unsafe { (!(*half).established, (*half).sequence, (*half).service_port) };
     if was_answered {
         // Numbers of choices are the same in each opening.
         return is_led_here;
+    }
+    if service_port != work.found.service_port {
+        // About an opening before the frontend led to another service port.
+        return false;
     }
     let is_about_syn = work.packet.is_syn_ack() || work.packet.is_reset() && !work.packet.is_refusal();
     if is_opening && is_about_syn && work.packet.numbers(ctx).1.wrapping_sub(sequence) > ACKNOWLEDGED {

@@ -66,7 +66,7 @@ pub fn table_for<A: Ip>(work: &mut Workspace<A>) -> Table {
     work.key = work.to.swap();
     let Some(mirror) = maps::flow(Table::Flows, &work.key) else { return Table::HalfOpen };
     // SAFETY: a map value, valid for the run of the program.
-    if unsafe { (*mirror).to.swap() } != work.packet.tuple {
+    if !unsafe { (*mirror).leads_back_to(&work.packet.tuple) } {
         return Table::HalfOpen;
     }
     if work.packet.is_syn() {

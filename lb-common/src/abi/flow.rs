@@ -91,6 +91,12 @@ impl<A: Address> Flow<A> {
         self.attempt & attempt::NUMBER != 0 || self.to.source_port != key.source_port
     }
 
+    /// Whether the packets of the other half look like `other`, so that this one leads back to where they come from.
+    #[inline(always)]
+    pub fn leads_back_to(&self, other: &Tuple<A>) -> bool {
+        self.to.swap() == *other
+    }
+
     /// Turns a half of a flow into the other one, which has seen no packet yet. `key` is that of the present half. Beside a
     /// half for replies, that of the client counts as established.
     #[inline(always)]

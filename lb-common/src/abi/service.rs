@@ -101,7 +101,7 @@ const _: () = assert!(size_of::<ServicePort>() == 24);
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Budget {
-    /// Flows opened in `second`.
+    /// Flows that were to be opened in `second`, those that were turned away included.
     pub opened: u32,
     /// Seconds of `CLOCK_MONOTONIC`.
     pub second: u32,

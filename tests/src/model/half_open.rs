@@ -200,14 +200,17 @@ impl Model {
         if half.attempt.is_answered {
             return is_led_here;
         }
+        if half.service_port != mirror.service_port {
+            self.counts.note("answer to an opening under another service port");
+            return false;
+        }
         let is_about_syn = packet.is_syn_ack() || packet.is_reset() && !packet.is_refusal();
         if !half.established && is_about_syn && packet.numbers().1.wrapping_sub(half.sequence) > ACKNOWLEDGED {
             self.counts.note("answer to an earlier opening");
             return false;
         }
         half.attempt = Attempt { is_answered: true, ..mirror.attempt };
-        // What is left of an opening under another service port leads nowhere.
-        if !is_led_here && mirror.service_port == half.service_port {
+        if !is_led_here {
             self.counts.note(if mirror.attempt.is_probe {
                 "answer to a probe wins"
             } else {
