@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, MapData};
 use serde::{Deserialize, Serialize};
 
+use super::maps::{array, array_or_new};
 use super::{Pins, clock};
 
 const PIN: &str = "PROBLEMS";
@@ -43,15 +44,7 @@ impl Board {
     /// # Errors
     /// When the kernel refuses.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let path = pins.map(PIN);
-        if !path.exists() {
-            let map = Array::<MapData, [u8; SIZE]>::create(1, 0);
-            map.map_err(anyhow::Error::from)
-                .and_then(|map| Ok(map.pin(&path)?))
-                .with_context(|| format!("cannot pin {}", path.display()))?;
-        }
-        let map = pinned(pins)?.with_context(|| format!("{} has gone", path.display()))?;
-        Ok(Self { map })
+        Ok(Self { map: array_or_new(pins, PIN, 1)? })
     }
 
     /// Tells what stands now.
@@ -78,7 +71,7 @@ impl Notice {
     /// # Errors
     /// When it cannot be read.
     pub fn read(pins: &Pins) -> Result<Self> {
-        let Some(map) = pinned(pins)? else { return Ok(Self::default()) };
+        let Some(map) = array::<[u8; SIZE]>(pins, PIN)? else { return Ok(Self::default()) };
         let bytes = map.get(&0, 0).with_context(|| format!("cannot read {PIN}"))?;
         let json = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
         // Empty before an agent has told anything, and torn in the moment that it does.
@@ -92,14 +85,4 @@ impl Standing {
     pub fn age(&self) -> Duration {
         clock::now().unwrap_or_default().saturating_sub(self.since)
     }
-}
-
-fn pinned(pins: &Pins) -> Result<Option<Array<MapData, [u8; SIZE]>>> {
-    let path = pins.map(PIN);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let failed = || format!("cannot open {}", path.display());
-    let map = Map::from_map_data(MapData::from_pin(&path).with_context(failed)?).with_context(failed)?;
-    map.try_into().map(Some).with_context(failed)
 }

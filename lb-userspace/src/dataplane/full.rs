@@ -5,12 +5,12 @@
 //! map counts as full when all of its free entries may be in the reserves that the kernel keeps for each CPU.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, MapData};
 use aya::util::nr_cpus;
 
+use super::maps::{array, array_or_new};
 use super::{MapUse, Pins};
 
 /// Name of the pin.
@@ -94,13 +94,7 @@ impl TurnedAway {
     /// # Errors
     /// When the kernel refuses.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let path = pins.map(PIN);
-        if !path.exists() {
-            let failed = || format!("cannot pin {}", path.display());
-            let array = Array::<MapData, u32>::create(u32::try_from(TURN_AWAY.len())?, 0).with_context(failed)?;
-            array.pin(&path).with_context(failed)?;
-        }
-        let array = pinned(&path)?.with_context(|| format!("{} is gone", path.display()))?;
+        let array = array_or_new(pins, PIN, u32::try_from(TURN_AWAY.len())?)?;
         Ok(Self { array, written: [None; TURN_AWAY.len()] })
     }
 
@@ -121,20 +115,10 @@ impl TurnedAway {
     /// # Errors
     /// When the array cannot be read.
     pub fn read(pins: &Pins) -> Result<BTreeMap<&'static str, u32>> {
-        let Some(array) = pinned(&pins.map(PIN))? else { return Ok(BTreeMap::new()) };
+        let Some(array) = array::<u32>(pins, PIN)? else { return Ok(BTreeMap::new()) };
         let counts = array.iter().collect::<Result<Vec<_>, _>>().with_context(|| format!("cannot read {PIN}"))?;
         Ok(TURN_AWAY.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect())
     }
-}
-
-/// None when there is none.
-fn pinned(path: &Path) -> Result<Option<Array<MapData, u32>>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let failed = || format!("cannot open {}", path.display());
-    let map = Map::from_map_data(MapData::from_pin(path).with_context(failed)?).with_context(failed)?;
-    map.try_into().map(Some).with_context(failed)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use aya::Pod;
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_common::abi::{
     BackendState, BackendStats, Family, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair,
@@ -274,6 +274,27 @@ pub(super) fn cpus() -> Result<usize> {
 pub(super) fn pinned(pins: &Pins, name: &str) -> Result<MapData> {
     let path = pins.map(name);
     MapData::from_pin(&path).with_context(|| format!("cannot open the map {}", path.display()))
+}
+
+/// An array that some version of the agent has pinned; none if none has.
+pub(super) fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Option<Array<MapData, V>>> {
+    if !pins.map(name).exists() {
+        return Ok(None);
+    }
+    let array = Map::from_map_data(pinned(pins, name)?)?.try_into();
+    array.map(Some).with_context(|| format!("{name} has another layout"))
+}
+
+/// The same, pinned now if none has.
+pub(super) fn array_or_new<V: Pod>(pins: &Pins, name: &str, entries: u32) -> Result<Array<MapData, V>> {
+    if let Some(array) = array(pins, name)? {
+        return Ok(array);
+    }
+    let path = pins.map(name);
+    let failed = || format!("cannot pin {}", path.display());
+    let new = Array::<MapData, V>::create(entries, 0).with_context(failed)?;
+    new.pin(&path).with_context(failed)?;
+    array(pins, name)?.with_context(|| format!("{} is gone", path.display()))
 }
 
 pub(super) fn per_cpu<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, MapData};
 use object::{Object as _, ObjectSection as _};
 
 use crate::dataplane::Pins;
+use crate::dataplane::maps::array;
 
 /// Name of the pin that holds the type information: asking the kernel for that of a map needs CAP_SYS_ADMIN.
 const PIN: &str = "TYPES";
@@ -61,13 +62,8 @@ impl Types {
 
     /// Of the maps that are pinned; none if they were pinned without.
     pub(super) fn pinned(pins: &Pins) -> Result<Option<Self>> {
-        let path = pins.map(PIN);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let failed = || format!("cannot read {}", path.display());
-        let map = Map::from_map_data(MapData::from_pin(&path).with_context(failed)?).with_context(failed)?;
-        let map: Array<MapData, [u8; PIECE]> = map.try_into().with_context(failed)?;
+        let Some(map) = array::<[u8; PIECE]>(pins, PIN)? else { return Ok(None) };
+        let failed = || format!("cannot read {}", pins.map(PIN).display());
         let pieces: Vec<_> = map.iter().collect::<Result<_, _>>().with_context(failed)?;
         Ok(Some(Self::parse(&pieces.concat()).with_context(failed)?))
     }
