@@ -33,6 +33,7 @@
 //! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
 //! - [`apiserver`]: a Kubernetes API server that a test fills, and that fails on demand.
 //! - [`daemonset`]: what an agent in a cluster is given.
+//! - [`page`]: health and metrics of an agent.
 //! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
 //!
 //! Sending traffic and judging it:
@@ -66,6 +67,7 @@ pub mod manifests;
 pub mod model;
 pub mod namespace;
 pub mod packet;
+pub mod page;
 pub mod reaper;
 pub mod report;
 pub mod server;
@@ -83,6 +85,7 @@ pub use deadline::{scaled, wait_until};
 pub use lab::{Lab, Node, Outside, Pod};
 pub use manifests::{Endpoint, EndpointSliceManifest, ManifestFolder, Protocol, ServiceManifest};
 pub use namespace::Namespace;
+pub use page::Page;
 pub use server::{HttpServer, UdpServer};
 pub use statistics::{assert_even, chi_squared};
 pub use wiring::Topology;

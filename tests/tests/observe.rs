@@ -3,20 +3,17 @@
 #![cfg(test)]
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use viaduct_tests::Protocol::Tcp;
-use viaduct_tests::deadline::{EXCHANGE, SYNC, scaled};
+use viaduct_tests::deadline::SYNC;
+use viaduct_tests::page::{HEALTHZ, METRICS, Page};
 use viaduct_tests::{
     EndpointSliceManifest, Lab, Node, ServiceManifest, Topology, bulk_http, http_get, needs_root, wait_until,
 };
-
-const HEALTHZ: &str = "127.0.0.1:10256";
-const METRICS: &str = "127.0.0.1:10249";
 
 /// Those of the API client, `rest_client_*`, appear with its first request.
 const NAMES: [&str; 40] = [
@@ -74,33 +71,12 @@ fn lab() -> Lab {
     lab
 }
 
-/// Code, head and body of an answer.
-struct Answer {
-    code: u16,
-    head: String,
-    body: String,
+fn get(node: &Node, address: &str, path: &str) -> Result<Page> {
+    Page::get(node.namespace(), address, path)
 }
 
-fn get(node: &Node, address: &str, path: &str) -> Result<Answer> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    let address: SocketAddr = address.parse()?;
-    let text = node.namespace().run(move || -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, scaled(EXCHANGE))?;
-        stream.set_read_timeout(Some(scaled(EXCHANGE)))?;
-        stream.write_all(request.as_bytes())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })?;
-    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no head in {text:?}"))?;
-    let code = head.split(' ').nth(1).context("no code")?.parse()?;
-    Ok(Answer { code, head: head.to_lowercase(), body: body.to_owned() })
-}
-
-/// The value of a series, named as the text has it.
-fn series(text: &str, name: &str) -> f64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
+fn series(page: &Page, name: &str) -> f64 {
+    page.series(name).unwrap()
 }
 
 #[test]
@@ -114,7 +90,7 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
     http_get(client, "10.96.0.11:80".parse().unwrap()).expect_err("it has no backend");
     lab.manifests().write("bad.yaml", "kind: Service").unwrap();
 
-    let text = wait_until("the bad file is a problem, and flows are counted", SYNC, || {
+    let page = wait_until("the bad file is a problem, and flows are counted", SYNC, || {
         let answer = get(node, METRICS, "/metrics").unwrap();
         assert!(
             answer.code == 200 && answer.head.contains("content-type: text/plain; version=0.0.4"),
@@ -122,13 +98,13 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
             answer.head
         );
         // The collector counts flows when it comes round.
-        let counted = series(&answer.body, "viaduct_map_entries{map=\"FLOWS_4\"}") == 20.0;
-        (counted && series(&answer.body, "viaduct_problems") > 0.0).then_some(answer.body)
+        let counted = series(&answer, "viaduct_map_entries{map=\"FLOWS_4\"}") == 20.0;
+        (counted && series(&answer, "viaduct_problems") > 0.0).then_some(answer)
     });
-    let text = text.unwrap();
+    let page = page.unwrap();
     for name in NAMES {
-        let begins = |what: &str| text.lines().any(|line| line.starts_with(&format!("# {what} {name} ")));
-        assert!(begins("HELP") && begins("TYPE"), "{name} in:\n{text}");
+        let begins = |what: &str| page.body.lines().any(|line| line.starts_with(&format!("# {what} {name} ")));
+        assert!(begins("HELP") && begins("TYPE"), "{name} in:\n{}", page.body);
     }
     for (name, value) in [
         ("viaduct_interfaces", 2.0),
@@ -145,22 +121,22 @@ fn every_metric_has_a_help_line_and_says_what_happened() {
         ("kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"16.384\"}", f64::NAN),
         ("kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"300\"}", 0.0),
     ] {
-        let found = series(&text, name);
+        let found = series(&page, name);
         assert!(value.is_nan() || found == value, "{name} is {found}, not {value}");
     }
-    assert!(series(&text, "viaduct_dropped_packets_total{reason=\"refused\"}") >= 1.0, "{text}");
+    assert!(series(&page, "viaduct_dropped_packets_total{reason=\"refused\"}") >= 1.0, "{}", page.body);
     let since = |name: &str| {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
-        now - series(&text, &format!("kubeproxy_sync_proxy_rules_{name}_seconds{{ip_family=\"IPv4\"}}"))
+        now - series(&page, &format!("kubeproxy_sync_proxy_rules_{name}_seconds{{ip_family=\"IPv4\"}}"))
     };
     assert!((0.0..300.0).contains(&since("last_timestamp")));
-    assert!(series(&text, "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") >= 1.0);
+    assert!(series(&page, "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") >= 1.0);
 
     // The kernel's counts outlive an agent, and a counter never goes back.
     bulk_http(client, "10.96.0.10:80".parse().unwrap(), 10, 2).assert_no_errors();
     wait_until("new flows are counted", SYNC, || {
-        let text = get(node, METRICS, "/metrics").unwrap().body;
-        (series(&text, "viaduct_map_entries{map=\"FLOWS_4\"}") == 40.0).then_some(())
+        let page = get(node, METRICS, "/metrics").unwrap();
+        (series(&page, "viaduct_map_entries{map=\"FLOWS_4\"}") == 40.0).then_some(())
     })
     .unwrap();
 }
@@ -191,9 +167,9 @@ fn health_is_told_to_everybody_and_metrics_to_the_node_alone() {
     assert_eq!(get(node, METRICS, "/proxyMode").unwrap().body, "ebpf");
     assert_eq!(get(node, METRICS, "/livez").unwrap().code, 404);
     assert!(get(node, &format!("{}:10249", node.address()), "/metrics").is_err());
-    let text = get(node, METRICS, "/metrics").unwrap().body;
-    assert_eq!(series(&text, "kubeproxy_proxy_healthz_total{code=\"200\"}"), 1.0);
-    assert_eq!(series(&text, "kubeproxy_proxy_livez_total{code=\"503\"}"), 0.0);
+    let page = get(node, METRICS, "/metrics").unwrap();
+    assert_eq!(series(&page, "kubeproxy_proxy_healthz_total{code=\"200\"}"), 1.0);
+    assert_eq!(series(&page, "kubeproxy_proxy_livez_total{code=\"503\"}"), 0.0);
     agent.stop().unwrap();
 
     let _silent = node.start_agent_with(&["--healthz-bind-address=", "--metrics-bind-address", ""]).unwrap();
@@ -208,36 +184,40 @@ fn an_agent_of_an_api_server_counts_requests_and_changes_and_follows_its_node() 
     let web = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").port("http", Tcp, 80);
     lab.api().apply(&web).unwrap();
     let _agent = node.start_agent().unwrap();
-    let metrics = || get(node, METRICS, "/metrics").unwrap().body;
-    let text = metrics();
+    let metrics = || get(node, METRICS, "/metrics").unwrap();
+    let page = metrics();
     for name in ["rest_client_requests_total", "rest_client_request_duration_seconds"] {
-        assert!(text.lines().any(|line| line.starts_with(&format!("# HELP {name} "))), "{name} in:\n{text}");
+        assert!(
+            page.body.lines().any(|line| line.starts_with(&format!("# HELP {name} "))),
+            "{name} in:\n{}",
+            page.body
+        );
     }
-    let requests = |text: &str| {
-        text.lines().any(|line| {
+    let requests = |page: &Page| {
+        page.body.lines().any(|line| {
             line.starts_with("rest_client_requests_total{code=\"200\",host=\"") && line.contains("\",method=\"GET\"} ")
         })
     };
-    assert!(requests(&text), "{text}");
+    assert!(requests(&page), "{}", page.body);
 
     // A slice that changes what is served, and a Service of which nothing is served.
     let slice = EndpointSliceManifest::new("default", "web").port("http", Tcp, 8080).pods([lab.pod("backend")]);
     let name = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "name", "namespace": "default"},
         "spec": {"type": "ExternalName", "externalName": "example.org"}});
     let change = |kind: &str, apply: &dyn Fn()| {
-        let changes = |text: &str, which| series(text, &format!("kubeproxy_sync_proxy_rules_{kind}_changes_{which}"));
+        let changes = |page: &Page, which| series(page, &format!("kubeproxy_sync_proxy_rules_{kind}_changes_{which}"));
         let before = changes(&metrics(), "total");
         apply();
-        let text = wait_until("it is counted, and nothing is pending", SYNC, || {
-            Some(metrics()).filter(|text| changes(text, "total") == before + 1.0 && changes(text, "pending") == 0.0)
+        let page = wait_until("it is counted, and nothing is pending", SYNC, || {
+            Some(metrics()).filter(|page| changes(page, "total") == before + 1.0 && changes(page, "pending") == 0.0)
         });
-        text.unwrap()
+        page.unwrap()
     };
-    let text = change("endpoint", &|| lab.api().apply(&slice).unwrap());
-    assert_eq!(series(&text, "viaduct_endpoint_change_duration_seconds_count"), 1.0);
-    let text = change("service", &|| lab.api().apply_value(name.clone()).unwrap());
+    let page = change("endpoint", &|| lab.api().apply(&slice).unwrap());
+    assert_eq!(series(&page, "viaduct_endpoint_change_duration_seconds_count"), 1.0);
+    let page = change("service", &|| lab.api().apply_value(name.clone()).unwrap());
     let [applied, queued] = ["last_timestamp_seconds", "last_queued_timestamp_seconds"]
-        .map(|name| series(&text, &format!("kubeproxy_sync_proxy_rules_{name}{{ip_family=\"IPv4\"}}")));
+        .map(|name| series(&page, &format!("kubeproxy_sync_proxy_rules_{name}{{ip_family=\"IPv4\"}}")));
     assert!(applied >= queued, "alerts compare {applied} with {queued}");
     assert_eq!(series(&metrics(), "viaduct_map_entries{map=\"BACKENDS_4\"}"), 1.0);
 
@@ -261,8 +241,8 @@ fn probes_are_answered_while_a_large_sync_runs() {
     let node = lab.node("node1");
     let _agent = node.start_agent().unwrap();
     let synced = || {
-        let text = get(node, METRICS, "/metrics").unwrap().body;
-        series(&text, "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}")
+        let page = get(node, METRICS, "/metrics").unwrap();
+        series(&page, "kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family=\"IPv4\"}")
     };
     let before = synced();
     let many: String = (0..10_000)
@@ -281,7 +261,7 @@ fn probes_are_answered_while_a_large_sync_runs() {
         let asked = Instant::now();
         assert_eq!(get(node, HEALTHZ, "/livez").unwrap().code, 200);
         slowest = slowest.max(asked.elapsed());
-        (series(&get(node, METRICS, "/metrics").unwrap().body, "viaduct_map_entries{map=\"FRONTENDS_4\"}") == 10_002.0)
+        (series(&get(node, METRICS, "/metrics").unwrap(), "viaduct_map_entries{map=\"FRONTENDS_4\"}") == 10_002.0)
             .then(&synced)
     });
     let sync = Duration::from_secs_f64(sync.unwrap() - before);
@@ -443,7 +423,7 @@ fn a_clock_that_jumps_a_day_forth_and_two_back_disturbs_nothing() {
     }
     http_get(lab.pod("client").namespace(), "10.96.0.10:80".parse().unwrap()).unwrap();
     assert!(days[1] > days[0] && days[2] < days[0], "the clock did not jump: {days:?}");
-    let text = get(node, METRICS, "/metrics").unwrap().body;
-    assert!(series(&text, "kubeproxy_network_programming_duration_seconds_sum{ip_family=\"IPv4\"}") >= 0.0);
+    let page = get(node, METRICS, "/metrics").unwrap();
+    assert!(series(&page, "kubeproxy_network_programming_duration_seconds_sum{ip_family=\"IPv4\"}") >= 0.0);
     assert!(!agent.log().contains(" WARN ") && !agent.log().contains(" ERROR "), "{}", agent.log());
 }

@@ -1,7 +1,6 @@
 //! A node: a namespace that forwards, with an agent in it.
 
-use std::io::{self, Write as _};
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +14,7 @@ use crate::agent::{self, Agent};
 use crate::command;
 use crate::deadline::{AGENT_READY, SYNC, wait_until};
 use crate::namespace::Namespace;
+use crate::page::{METRICS, Page};
 use crate::wiring::Topology;
 
 /// A node of the lab.
@@ -205,14 +205,8 @@ impl Node {
 
     /// What `/metrics` of the node's agent tells of a series, named as the text has it.
     pub fn metric(&self, series: &str) -> Result<f64> {
-        let text = self.namespace.run(|| {
-            let mut stream = TcpStream::connect("127.0.0.1:10249")?;
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-            io::read_to_string(stream)
-        });
-        let text = text.with_context(|| format!("cannot read the metrics of {}", self.name))?;
-        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        Ok(value.with_context(|| format!("no {series} in:\n{text}"))?.parse()?)
+        let page = Page::get(&self.namespace, METRICS, "/metrics");
+        page.with_context(|| format!("cannot read the metrics of {}", self.name))?.series(series)
     }
 
     /// The packet captures of the node, which tcpdump fills in turn.

@@ -1,14 +1,14 @@
 //! The cluster of all these tests, and the few questions that they put to it.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use lb_userspace::dataplane::{Maps, Pins};
 use lb_userspace::plan::{Frontend, Scope};
+use viaduct_tests::Page;
 use viaduct_tests::Protocol::{self, Tcp, Udp};
 use viaduct_tests::client::udp_exchange;
 use viaduct_tests::deadline::SYNC;
@@ -281,18 +281,11 @@ pub(crate) fn peers(tally: &Tally) -> Vec<IpAddr> {
 
 /// Status code and body of a page.
 pub(crate) fn page(from: &Namespace, host: IpAddr, port: u16, path: &str) -> Option<(u16, String)> {
-    let mut stream = from.run(|| TcpStream::connect(SocketAddr::new(host, port))).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    Some((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
+    let page = Page::get(from, &SocketAddr::new(host, port).to_string(), path).ok()?;
+    Some((page.code, page.body))
 }
 
 /// The value of a metric, none before the agent shows it.
 pub(crate) fn metric(node: &Node, name: &str) -> Option<f64> {
-    let (_, text) = page(node.namespace(), Ipv4Addr::LOCALHOST.into(), 10_249, "/metrics")?;
-    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
-    line.rsplit_once(' ')?.1.parse().ok()
+    node.metric(name).ok()
 }

@@ -12,9 +12,10 @@ use std::time::Duration;
 use serde_json::Value;
 use viaduct_tests::Protocol::Tcp;
 use viaduct_tests::deadline::SYNC;
+use viaduct_tests::page::{METRICS, Page};
 use viaduct_tests::traffic::{Server, Steady};
 use viaduct_tests::{
-    Agent, EndpointSliceManifest, Family, Lab, Namespace, Node, ServiceManifest, Topology, command, wait_until,
+    Agent, EndpointSliceManifest, Family, Lab, Namespace, Node, ServiceManifest, Topology, wait_until,
 };
 
 /// What the servers listen on.
@@ -98,7 +99,8 @@ impl Cluster {
 
     /// Waits until a map is full, by all by which that is seen; and checks that none other is.
     fn wait_until_full(&self, map: &str) {
-        let is_full = |is_full: bool| self.metric(&format!("viaduct_map_full{{map=\"{map}\"}}")) == u64::from(is_full);
+        let is_full =
+            |is_full: bool| self.metric(&format!("viaduct_map_full{{map=\"{map}\"}}")) == f64::from(u8::from(is_full));
         wait_until(&format!("{map} is full"), SYNC, || is_full(true).then_some(())).unwrap();
         let text = self.node().viaduct(&["status"]).unwrap();
         assert!(text.contains(&format!("Full maps:  {map}\n")), "{text}");
@@ -121,20 +123,17 @@ impl Cluster {
         let status = self.status();
         assert!(status["maps"].as_array().unwrap().iter().all(|map| map["full"] == false), "{status}");
         let metrics = self.metrics();
-        let full = metrics.lines().filter(|line| line.starts_with("viaduct_map_full{") && line.ends_with(" 1"));
+        let full = metrics.body.lines().filter(|line| line.starts_with("viaduct_map_full{") && line.ends_with(" 1"));
         assert_eq!(full.collect::<Vec<_>>(), [""; 0]);
     }
 
-    fn metrics(&self) -> String {
-        let mut curl = self.node().namespace().command("curl");
-        command::run(curl.args(["-sS", "--max-time", "5", "http://127.0.0.1:10249/metrics"])).unwrap()
+    fn metrics(&self) -> Page {
+        Page::get(self.node().namespace(), METRICS, "/metrics").unwrap()
     }
 
     /// The value of a series; 0 where there is none yet.
-    fn metric(&self, name: &str) -> u64 {
-        let metrics = self.metrics();
-        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.map_or(0, |value| value.parse().unwrap())
+    fn metric(&self, name: &str) -> f64 {
+        self.metrics().series(name).unwrap_or(0.0)
     }
 }
 

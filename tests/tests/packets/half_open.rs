@@ -226,15 +226,20 @@ fn a_backend_that_leaves_three_in_a_row_unanswered_is_passed_over_until_it_answe
     }
 }
 
+/// Lets every backend leave more SYNs unanswered than make it suspect.
+fn make_all_suspect(datapath: &mut Datapath, net: &Net) {
+    for port in 40_000..40_100 {
+        syn(datapath, net.client_at(port), net);
+        again(datapath, net.client_at(port), net);
+    }
+}
+
 #[test]
 fn a_syn_that_is_sent_again_leaves_its_backend_also_when_all_others_are_suspect() {
     needs_root!();
     let mut datapath = both();
     for net in nets() {
-        for port in 40_000..40_100 {
-            syn(&mut datapath, net.client_at(port), &net);
-            again(&mut datapath, net.client_at(port), &net);
-        }
+        make_all_suspect(&mut datapath, &net);
         for port in 41_000..41_020 {
             let client = net.client_at(port);
             let mut met = std::collections::BTreeSet::from([destination(&syn(&mut datapath, client, &net).frame)]);
@@ -249,10 +254,7 @@ fn when_all_are_suspect_all_are_used() {
     needs_root!();
     let mut datapath = both();
     for net in nets() {
-        for port in 40_000..40_100 {
-            syn(&mut datapath, net.client_at(port), &net);
-            again(&mut datapath, net.client_at(port), &net);
-        }
+        make_all_suspect(&mut datapath, &net);
         let used: std::collections::BTreeSet<_> =
             (41_000..41_100).map(|port| destination(&syn(&mut datapath, net.client_at(port), &net).frame)).collect();
         assert_eq!(used, net.backends.into(), "{} flows", flow_entries(&mut datapath, &net));

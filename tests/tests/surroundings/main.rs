@@ -13,28 +13,25 @@ mod node;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
 use lb_userspace::dataplane::{Maps, Pins};
 use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::apiserver::Kind;
-use viaduct_tests::deadline::{AGENT_READY, EXCHANGE, SYNC};
+use viaduct_tests::deadline::{AGENT_READY, SYNC};
+use viaduct_tests::page::{HEALTHZ, Page};
 use viaduct_tests::traffic::{Arrivals, Server, Steady};
 use viaduct_tests::{
-    Agent, EndpointSliceManifest, Family, Lab, Namespace, Node, ServiceManifest, Topology, agent, scaled, wait_until,
+    Agent, EndpointSliceManifest, Family, Lab, Namespace, Node, ServiceManifest, Topology, agent, wait_until,
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const WEB: u8 = 10;
 const PORT: u16 = 8080;
 /// What the servers of agents are bound to.
-const HEALTHZ: &str = "127.0.0.1:10256";
-const METRICS: &str = "127.0.0.1:10249";
 
 /// node1 with a client and a backend, node2 with another backend, behind one service of both families; an API server. No
 /// agents yet.
@@ -100,7 +97,7 @@ impl Cluster {
 
     /// The paths of /healthz and /livez, by their codes; none while nobody answers.
     fn health(&self) -> Option<[u16; 2]> {
-        let code = |path| get(self.node(), HEALTHZ, path).ok().map(|(code, _)| code);
+        let code = |path| Page::get(self.node().namespace(), HEALTHZ, path).ok().map(|page| page.code);
         Some([code("/healthz")?, code("/livez")?])
     }
 
@@ -109,9 +106,7 @@ impl Cluster {
     }
 
     fn metric(&self, name: &str) -> f64 {
-        let (_, text) = get(self.node(), METRICS, "/metrics").unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
+        self.node().metric(name).unwrap()
     }
 
     /// Waits until node1 serves these Services and no others, with so many backends each.
@@ -198,21 +193,6 @@ fn answers(from: &Namespace, last: u8) -> bool {
 }
 
 /// Code and body.
-fn get(node: &Node, address: &str, path: &str) -> Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    let address: SocketAddr = address.parse()?;
-    let text = node.namespace().run(move || -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, scaled(EXCHANGE))?;
-        stream.set_read_timeout(Some(scaled(EXCHANGE)))?;
-        stream.write_all(request.as_bytes())?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    })?;
-    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no head in {text:?}"))?;
-    Ok((head.split(' ').nth(1).context("no code")?.parse()?, body.to_owned()))
-}
-
 /// What the maps say, with ids resolved: frontend -> name of the Service and its backends, in the order of the slots.
 fn served(pins: &Pins) -> BTreeMap<SocketAddr, (String, Vec<SocketAddr>)> {
     let maps = Maps::open(pins, false).unwrap();
