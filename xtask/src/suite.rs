@@ -106,10 +106,11 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         suite.step("image", |_| image::build().map(|_| true))?;
     }
     // Each lab is a cluster, and mostly waits: two at a time, but for tests in which a busy machine shows as lost packets or time.
+    let tests = lab_tests()?;
     for (name, is_alone) in [("lab", false), ("lab-alone", true)] {
         let mut lab = cargo("test");
         lab.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-tests", "--no-fail-fast"]);
-        for test in lab_tests()?.iter().filter(|test| ALONE.contains(&test.as_str()) == is_alone) {
+        for test in tests.iter().filter(|test| ALONE.contains(&test.as_str()) == is_alone) {
             lab.args(["--test", test]);
         }
         if !is_alone {
