@@ -132,6 +132,7 @@ async fn serve(options: Options) -> Result<()> {
     let unserved = Family::ALL.into_iter().find(|family| !options.families.contains(family));
     let sizes = options.sizes.here(&options.pins, unserved)?;
     let object = take_over(&options.pins, &sizes, options.settings)?;
+    observed.metrics.open_maps(&options.pins)?;
     let (maps, board) = (Maps::open(&options.pins, true)?, Board::open(&options.pins)?);
     let mut services = Services::adopt(maps, board, &options, observed.clone())?;
     if !services.is_empty() {
@@ -192,7 +193,7 @@ impl Observed {
     /// Starts the servers.
     fn new(options: &Options) -> Result<Self> {
         let health = Arc::new(Health::new(&options.families));
-        let metrics = Metrics::new(&options.families, options.pins.clone()).context("cannot register the metrics")?;
+        let metrics = Metrics::new(&options.families).context("cannot register the metrics")?;
         // An API server tells whether the node may have traffic.
         health.node(matches!(options.source, Source::Manifests(_)));
         let observed = Self { health, metrics: Arc::new(metrics) };

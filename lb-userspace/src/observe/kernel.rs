@@ -10,8 +10,7 @@ use crate::dataplane::{Figures, Pins};
 
 /// The pinned maps, read when somebody asks for metrics.
 pub(super) struct Kernel {
-    pins: Pins,
-    figures: Option<Figures>,
+    figures: Figures,
 }
 
 /// Where the figures go.
@@ -95,20 +94,16 @@ impl Targets {
 }
 
 impl Kernel {
-    pub(super) fn new(pins: Pins) -> Self {
-        Self { pins, figures: None }
+    pub(super) fn open(pins: &Pins) -> Result<Self> {
+        Ok(Self { figures: Figures::open(pins)? })
     }
 
     /// Brings the metrics up to date.
     pub(super) fn read(&mut self, targets: &Targets) -> Result<()> {
-        let figures = match &mut self.figures {
-            Some(figures) => figures,
-            None => self.figures.insert(Figures::open(&self.pins)?),
-        };
-        for (reason, packets) in figures.reasons()? {
+        for (reason, packets) in self.figures.reasons()? {
             raise(targets.packets(reason), reason.name(), packets);
         }
-        for (family, health) in figures.backend_health()? {
+        for (family, health) in self.figures.backend_health()? {
             let family = family_name(family);
             targets.suspects.with_label_values(&[family]).set(i64::try_from(health.suspects).unwrap_or(i64::MAX));
             raise(&targets.failures, family, health.failures);

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::Result;
 use lb_common::Protocol;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -64,7 +65,8 @@ pub struct Metrics {
     collector_seconds: Counter,
 
     targets: Targets,
-    kernel: Mutex<Kernel>,
+    /// None until the agent has taken the maps over: before that they may be those of another datapath.
+    kernel: Mutex<Option<Kernel>>,
 }
 
 /// How much a sync looked at.
@@ -86,11 +88,11 @@ pub enum TrafficPolicy {
 }
 
 impl Metrics {
-    /// All at zero, for an agent that serves these families and pins here.
+    /// All at zero, for an agent that serves these families.
     ///
     /// # Errors
     /// When a name is used twice, or against the rules of Prometheus.
-    pub fn new(families: &[Family], pins: Pins) -> prometheus::Result<Self> {
+    pub fn new(families: &[Family]) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let add = Adder(&registry);
         registry.register(Box::new(ProcessCollector::for_self()))?;
@@ -205,7 +207,7 @@ impl Metrics {
             collector_seconds: add
                 .add(Counter::new("viaduct_collector_seconds_total", "Processor time of the collector."))?,
             targets,
-            kernel: Mutex::new(Kernel::new(pins)),
+            kernel: Mutex::default(),
             families: families.iter().map(|&family| family_name(family)).collect(),
             registry,
         };
@@ -240,6 +242,15 @@ impl Metrics {
             }
         }
         self.targets.begin_at_zero(&self.families);
+    }
+
+    /// The maps are there whose figures count from now on.
+    ///
+    /// # Errors
+    /// When one is missing, or has another layout.
+    pub fn open_maps(&self, pins: &Pins) -> Result<()> {
+        *self.kernel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Kernel::open(pins)?);
+        Ok(())
     }
 
     /// So many changes of Services have come.
@@ -352,10 +363,12 @@ impl Metrics {
     /// # Errors
     /// When one has a name that the format does not allow.
     pub fn text(&self) -> prometheus::Result<String> {
-        if let Err(error) = self.kernel.lock().unwrap_or_else(PoisonError::into_inner).read(&self.targets) {
-            // An agent that starts has no maps yet; later it says itself what is wrong with them.
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = kernel.as_mut().map(|kernel| kernel.read(&self.targets)) {
+            // The agent says itself what is wrong with its maps.
             debug!("no figures of the maps: {error:#}");
         }
+        drop(kernel);
         let failing = *self.api_fails_since.lock().unwrap_or_else(PoisonError::into_inner);
         self.api_failing.set(failing.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         TextEncoder::new().encode_to_string(&self.registry.gather())

@@ -65,7 +65,6 @@ where
 mod tests {
     use tower::ServiceExt as _;
 
-    use crate::dataplane::Pins;
     use crate::model::Family;
     use crate::observe::Metrics;
 
@@ -73,7 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_are_counted_by_code_host_and_method() {
-        let metrics = Metrics::new(&[Family::V4], Pins::new("/nonexistent")).unwrap();
+        let metrics = Metrics::new(&[Family::V4]).unwrap();
         let client =
             metrics.rest("10.96.0.1:443").layer(tower::service_fn(async |request: Request<&str>| {
                 match *request.body() {

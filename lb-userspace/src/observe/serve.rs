@@ -97,13 +97,12 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::dataplane::Pins;
     use crate::model::Family;
 
     #[tokio::test]
     async fn codes_follow_node_and_waiting_changes_and_are_counted() {
         let health = Arc::new(Health::new(&[Family::V4]));
-        let metrics = Arc::new(Metrics::new(&[Family::V4], Pins::new("/nonexistent")).unwrap());
+        let metrics = Arc::new(Metrics::new(&[Family::V4]).unwrap());
         let router = health_router(Arc::clone(&health), Arc::clone(&metrics));
         let codes = async || {
             let mut codes = Vec::new();

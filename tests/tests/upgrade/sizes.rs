@@ -1,6 +1,9 @@
 //! Sizes of the maps change on a live node, by the same way as layouts do.
 
-use viaduct_tests::{Build, HttpConnection, http_get, needs_root};
+use viaduct_tests::Protocol::Tcp;
+use viaduct_tests::deadline::AGENT_READY;
+use viaduct_tests::page::{METRICS, Page};
+use viaduct_tests::{Build, HttpConnection, ServiceManifest, http_get, needs_root, wait_until};
 
 use crate::Cluster;
 use crate::traffic::Traffic;
@@ -25,6 +28,29 @@ fn sizes_change_without_breaking_a_connection() {
         }
     }
     traffic.stop().assert_nothing_lost();
+}
+
+/// From the start of an agent until it has taken over, the maps that are there are about to go.
+#[test]
+fn metrics_that_are_asked_for_while_sizes_change_tell_of_the_new_maps_afterwards() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let empty = ServiceManifest::new("default", "empty").cluster_ip("10.96.0.11").port("http", Tcp, 80);
+    cluster.lab.manifests().apply(&empty).unwrap();
+    cluster.start(Build::Shipped).stop().unwrap();
+    let agent = cluster.spawn(Build::Shipped, &[], &["--max-flows", "8192"]);
+    let mut asked = 0;
+    wait_until("the agent is ready", AGENT_READY, || {
+        asked += u32::from(Page::get(cluster.node().namespace(), METRICS, "/metrics").is_ok());
+        agent.log().contains("INFO ready").then_some(())
+    })
+    .unwrap();
+    println!("asked {asked} times meanwhile");
+    assert!(asked > 3);
+    let refused = || cluster.node().metric("viaduct_dropped_packets_total{reason=\"refused\"}").unwrap();
+    let before = refused();
+    http_get(cluster.lab.pod("client").namespace(), "10.96.0.11:80".parse().unwrap()).expect_err("it has no backend");
+    assert!(refused() > before);
 }
 
 /// A family's maps shrink to one entry when it is not served any more, and grow when it is again.
