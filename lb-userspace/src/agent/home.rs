@@ -1,7 +1,7 @@
-//! Where the pins are. Their file system may be unmounted under the agent.
+//! Where the pins are. Their file system may be unmounted under the agent, and they may be removed.
 
 use anyhow::Result;
-use tracing::info;
+use tracing::{error, info};
 
 use super::coverage::Coverage;
 use super::problems::About;
@@ -24,8 +24,17 @@ impl Home {
     }
 
     /// Looks whether the pins are where they belong, and puts them back there. Until then interfaces that come are pinned where
-    /// the others are.
+    /// the others are. Ends the process when they are nowhere any more.
     pub(super) fn check(&mut self, services: &mut Services, coverage: &mut Coverage) {
+        if !self.lock.pins().hold_links() {
+            error!(
+                "the pins in {}, or some of them, were removed, and the kernel has detached the programs: this agent ends, the \
+                 next one attaches them anew",
+                self.pins.root().display()
+            );
+            // Only an agent that starts makes the folders and attaches everything.
+            std::process::exit(1);
+        }
         let is_lost = !self.lock.is_at(&self.pins);
         if !is_lost && !self.is_lost {
             return;

@@ -85,7 +85,7 @@ pub enum Source {
 /// Runs until SIGTERM or SIGINT, which end the process.
 ///
 /// # Errors
-/// When it cannot start. Whatever happens later is logged and tried again.
+/// When it cannot start. Whatever happens later is logged and tried again, but for pins that somebody removes: the process ends.
 pub fn run(options: Options) -> Result<()> {
     exit_on_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()

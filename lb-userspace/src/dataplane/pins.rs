@@ -163,6 +163,12 @@ impl Pins {
             .try_for_each(|folder| create_folder(folder))
     }
 
+    /// Whether the folders are there that hold links: without them, what they held is detached.
+    #[must_use]
+    pub fn hold_links(&self) -> bool {
+        [self.links(), self.filters(), self.sockets()].iter().all(|folder| folder.is_dir())
+    }
+
     /// Checks that a datapath of this version's layout is pinned here.
     ///
     /// # Errors

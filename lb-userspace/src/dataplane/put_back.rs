@@ -19,8 +19,8 @@ pub fn put_back(lock: &Lock, pins: &Pins) -> Result<Lock> {
     let new = pins.lock("")?;
     let held = lock.pins();
     ensure!(
-        pins.datapaths().is_empty() && !held.datapaths().is_empty(),
-        "somebody has removed or replaced the pins in {}: restart the agent, which attaches its programs anew",
+        pins.datapaths().is_empty(),
+        "there are pins of another agent: stop this agent, or run `viaduct cleanup --bpffs {}`",
         pins.root().display()
     );
     for leftover in pins.leftovers() {

@@ -152,16 +152,27 @@ fn what_is_unmounted_ends_with_the_agent_and_the_next_one_begins_anew() {
     assert!(answers(cluster.client(), WEB));
 }
 
-/// The same as far as it goes where somebody removes the pins.
+/// Nothing but a new agent attaches what the kernel has detached, so the agent makes room for it, however little was removed.
 #[test]
-fn pins_that_somebody_removed_are_told_in_one_line() {
+fn an_agent_whose_pins_somebody_removes_ends_and_the_next_one_attaches_anew() {
     needs_root!();
     let cluster = Cluster::new();
-    let agent = cluster.node().start_agent().unwrap();
-    assert!(!attach::attached(&cluster.pins()).is_empty());
-    fs::remove_dir_all(cluster.node().bpffs()).unwrap();
-    wait_until("the log tells", SYNC, || agent.log().contains("restart the agent").then_some(())).unwrap();
-    agent.kill9().unwrap();
+    let root = cluster.node().bpffs();
+    let datapath = cluster.pins().layout();
+    for removed in [root.to_owned(), datapath.clone(), datapath.join("links"), datapath.join("sockets")] {
+        let agent = cluster.node().start_agent().unwrap();
+        assert!(!attach::attached(&cluster.pins()).is_empty());
+        fs::remove_dir_all(&removed).unwrap();
+        let stat = format!("/proc/{}/stat", agent.pid());
+        wait_until("the agent has ended", SYNC, || fs::read_to_string(&stat).unwrap().contains(") Z ").then_some(()))
+            .unwrap();
+        let log = agent.log();
+        let errors: Vec<_> = log.lines().filter(|line| line.contains(" ERROR ") || line.contains(" WARN ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains("this agent ends"), "{}: {errors:?}", removed.display());
+        // Its last threads may still be about to end.
+        let ended = agent.stop().map_or_else(|error| format!("{error:#}"), |stopped| stopped.status.to_string());
+        assert!(ended.contains("exit status: 1"), "{ended}");
+    }
     let _agent = cluster.node().start_agent().unwrap();
     assert!(answers(cluster.client(), WEB));
 }
