@@ -305,6 +305,8 @@ struct ServicePort {
     frontends: Vec<Frontend>,
     /// Whether this process has filled the slots, or compared them.
     verified: bool,
+    /// A frontend was lost, and there was no room for new ids of the backends.
+    renew_due: bool,
 }
 
 /// A backend of a service port.

@@ -215,10 +215,14 @@ impl State {
             }
         }
         for (name, wanted) in &plan.service_ports {
-            let renew = self.service_ports.get(name).is_some_and(|port| port.loses_frontend(wanted));
-            if let Err(of) = self.update_service_port(name, wanted, renew, &mut result, &mut removals) {
-                result.shortages.push(Shortage { service_port: name.clone(), of });
+            let renew = |port: &ServicePort| port.renew_due || port.loses_frontend(wanted);
+            let renew = self.service_ports.get(name).is_some_and(renew);
+            let outcome = self.update_service_port(name, wanted, renew, &mut result, &mut removals);
+            if let Some(port) = self.service_ports.get_mut(name) {
+                // The frontend goes all the same, so the next time it is not seen to be lost.
+                port.renew_due = renew && outcome.is_err();
             }
+            result.shortages.extend(outcome.err().map(|of| Shortage { service_port: name.clone(), of }));
         }
         self.update_frontends(before, plan, &mut result);
         result.writes.append(&mut removals);

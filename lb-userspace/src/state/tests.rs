@@ -483,6 +483,30 @@ fn backends_get_new_ids_when_their_service_port_loses_a_frontend() {
 }
 
 #[test]
+fn backends_that_find_no_room_for_new_ids_get_them_when_there_is_room() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    let many: Vec<u8> = (1..=10).collect();
+    let mut two = plan(&[("dns", 53, &many)]);
+    let another = plan(&[("dns", 54, &[])]).service_ports.into_values().flat_map(|port| port.frontends);
+    two.service_ports.values_mut().next().unwrap().frontends.extend(another);
+    apply(&mut state, &mut kernel, &two);
+    let before: Vec<_> = kernel.backends.keys().copied().collect();
+
+    let one = plan(&[("dns", 53, &many)]);
+    for _ in 0..2 {
+        let Reconciled { writes, shortages, .. } = state.reconcile(&one);
+        writes.iter().for_each(|write| kernel.write(write));
+        assert_eq!(shortages.len(), 1, "20 are needed of 16, this time and the next");
+    }
+    apply(&mut state, &mut kernel, &plan(&[("dns", 53, &many[..3])]));
+    for id in before {
+        assert_eq!(kernel.backends[&id].state, BackendState::Removed);
+    }
+    let writes = apply(&mut state, &mut kernel, &plan(&[("dns", 53, &many[..3])]));
+    assert_eq!(writes, [], "once is enough");
+}
+
+#[test]
 fn backends_and_slots_are_used_again_behind_a_grace_period_only() {
     let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
     let mut graces = 0;
