@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use super::problems::{About, Problems};
 use super::{Observed, gauge};
 use crate::dataplane::attach::cgroup::{self, Cgroup};
 use crate::dataplane::attach::{self, Mechanism};
@@ -18,6 +19,8 @@ pub(super) struct Coverage {
     /// What the programs know of interfaces.
     known: PodInterfaces,
     covered: Present,
+    /// Indices of interfaces on which they cannot be attached, or from which they cannot be detached.
+    failing: BTreeSet<u32>,
     /// Whose sockets are served, and where the programs for that belong.
     sockets: Option<(SocketLb, Cgroup)>,
     has_sockets: bool,
@@ -36,8 +39,19 @@ impl Coverage {
     ) -> Result<Self> {
         let (known, turned_away) = (PodInterfaces::open(&pins)?, TurnedAway::open(&pins)?);
         let (mechanism, covered) = (Mechanism::of_this_kernel(), Present::new());
-        let (has_sockets, without_room) = (false, 0);
-        Ok(Self { object, pins, mechanism, known, covered, sockets, has_sockets, observed, turned_away, without_room })
+        Ok(Self {
+            object,
+            pins,
+            mechanism,
+            known,
+            covered,
+            failing: BTreeSet::new(),
+            sockets,
+            has_sockets: false,
+            observed,
+            turned_away,
+            without_room: 0,
+        })
     }
 
     /// Where the same pins are to be found from now on.
@@ -56,49 +70,58 @@ impl Coverage {
     }
 
     /// Attaches the programs at sockets, or detaches those of an agent before if this one is to have none.
-    pub(super) fn cover_sockets(&mut self) {
+    pub(super) fn cover_sockets(&mut self, problems: &mut Problems) {
+        // Tried again with the interfaces.
+        let problem = self.try_to_cover_sockets().err().map(|error| format!("processes of the host: {error:#}"));
+        problems.set(About::Sockets, problem.into_iter().collect());
+    }
+
+    fn try_to_cover_sockets(&mut self) -> Result<()> {
         let Some((mode, cgroup)) = &self.sockets else {
-            match cgroup::detach(&self.pins) {
-                Ok(detached) if detached.is_empty() => {}
-                Ok(_) => info!("programs at sockets detached"),
-                Err(error) => error!("{error:#}"),
+            if !cgroup::detach(&self.pins)?.is_empty() {
+                info!("programs at sockets detached");
             }
-            return;
+            return Ok(());
         };
         if self.has_sockets && cgroup::is_attached(&self.pins, *mode, cgroup) {
-            return;
+            return Ok(());
         }
-        match cgroup::attach(&mut self.object, &self.pins, *mode, cgroup) {
-            Ok(()) => {
-                info!(processes = mode.name(), cgroup = %cgroup.path().display(), "programs attached at sockets");
-                self.has_sockets = true;
-            }
-            // Tried again with the interfaces.
-            Err(error) => error!("{error:#}"),
-        }
+        cgroup::attach(&mut self.object, &self.pins, *mode, cgroup)?;
+        info!(processes = mode.name(), cgroup = %cgroup.path().display(), "programs attached at sockets");
+        self.has_sockets = true;
+        Ok(())
     }
 
     /// Attaches the programs to interfaces that have come, and forgets those that have gone. `deleted` are indices of some that
     /// have gone, whatever is present under them now.
-    pub(super) fn cover(&mut self, present: Present, deleted: &BTreeSet<u32>) {
-        let namespace = match attach::own_namespace() {
-            Ok(namespace) => namespace,
-            Err(error) => return error!("{error:#}"),
-        };
+    pub(super) fn cover(&mut self, present: Present, deleted: &BTreeSet<u32>, problems: &mut Problems) {
+        let outcome = self.try_to_cover(present, deleted, problems);
+        problems.set(About::Interfaces, outcome.err().map(|error| format!("{error:#}")).into_iter().collect());
+    }
+
+    /// What is about a single interface goes to `problems`; all of it is tried again whenever interfaces are listed.
+    fn try_to_cover(&mut self, present: Present, deleted: &BTreeSet<u32>, problems: &mut Problems) -> Result<()> {
+        let namespace = attach::own_namespace()?;
         let pinned = attach::attached(&self.pins).into_iter().filter(|(_, pin)| pin.namespace == namespace);
-        let known: BTreeSet<u32> = pinned.map(|(_, pin)| pin.index).chain(self.covered.keys().copied()).collect();
+        let known = pinned.map(|(_, pin)| pin.index).chain(self.covered.keys().copied());
+        let known: BTreeSet<u32> = known.chain(std::mem::take(&mut self.failing)).collect();
         let gone: Vec<u32> = known.into_iter().filter(|index| !present.contains_key(index)).collect();
         for index in gone {
             let name = self.covered.remove(&index).map(|interface| interface.name).unwrap_or_default();
-            match attach::forget(&self.pins, index) {
-                Ok(()) => info!(interface = name, index, "interface forgotten"),
-                Err(error) => error!(interface = name, index, "{error:#}"),
-            }
+            let problem = match attach::forget(&self.pins, index) {
+                Ok(()) => {
+                    info!(interface = name, index, "interface forgotten");
+                    None
+                }
+                Err(error) => {
+                    self.failing.insert(index);
+                    Some(format!("interface {index}, which is gone: {error:#}"))
+                }
+            };
+            problems.set(About::Interface(index), problem.into_iter().collect());
         }
         // Before the programs, which look into it.
-        if let Err(error) = self.known.set(&present).and_then(|without_room| self.note(without_room)) {
-            error!("{error:#}");
-        }
+        let noted = self.known.set(&present).and_then(|without_room| self.note(without_room));
         for (index, interface) in present {
             let name = interface.name.clone();
             // What the pins say counts, not what this process remembers: somebody may have removed them.
@@ -107,17 +130,23 @@ impl Coverage {
             if is_pinned && is_covered && !deleted.contains(&index) {
                 continue;
             }
-            match attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name) {
+            let outcome = attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name);
+            match outcome {
                 Ok(true) => {
                     info!(interface = name, index, mechanism = self.mechanism.name(), "programs attached");
                     self.covered.insert(index, interface);
                 }
                 Ok(false) => {}
-                // Tried again whenever interfaces are listed.
-                Err(error) => error!(interface = name, index, "{error:#}"),
+                Err(_) => {
+                    self.covered.remove(&index);
+                    self.failing.insert(index);
+                }
             }
+            let problem = outcome.err().map(|error| format!("interface {name}: its pod is not served: {error:#}"));
+            problems.set(About::Interface(index), problem.into_iter().collect());
         }
         self.observed.metrics.interfaces.set(gauge(self.covered.len()));
+        noted
     }
 
     /// So many interfaces found no room. Told when it begins and when it is over.

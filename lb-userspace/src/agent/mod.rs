@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Configuration;
 use crate::dataplane::attach::cgroup::Cgroup;
@@ -40,6 +40,7 @@ mod sockets;
 use coverage::Coverage;
 use home::Home;
 use input::Input;
+use problems::About;
 use services::Services;
 use sockets::Sockets;
 
@@ -146,8 +147,8 @@ async fn serve(options: Options) -> Result<()> {
     input.read(&mut services);
     services.apply();
     // What is served from before goes on, so the programs need not wait for the source.
-    coverage.cover_sockets();
-    coverage.cover(interfaces.list().await?, &interfaces.deleted());
+    coverage.cover_sockets(&mut services.problems);
+    coverage.cover(interfaces.list().await?, &interfaces.deleted(), &mut services.problems);
     let mut announced = announce(&options, &services, &coverage);
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
@@ -165,11 +166,11 @@ async fn serve(options: Options) -> Result<()> {
             () = interfaces.changed() => {
                 // What comes now is pinned where pins can be.
                 home.check(&mut services, &mut coverage);
-                coverage.cover_sockets();
+                coverage.cover_sockets(&mut services.problems);
                 let deleted = interfaces.deleted();
                 match interfaces.list().await {
-                    Ok(present) => coverage.cover(present, &deleted),
-                    Err(error) => error!("{error:#}"),
+                    Ok(present) => coverage.cover(present, &deleted, &mut services.problems),
+                    Err(error) => services.problems.set(About::Interfaces, vec![format!("{error:#}")]),
                 }
             }
             () = wait(services.grace()) => services.end_grace(),

@@ -22,6 +22,12 @@ pub(super) enum About {
     Maps,
     /// Where everything is pinned.
     Pins,
+    /// Programs at the sockets of processes.
+    Sockets,
+    /// Interfaces as such: their list, and what programs are told of them.
+    Interfaces,
+    /// Programs on the interface with this index.
+    Interface(u32),
     /// A Service as the API has it.
     Service(ObjectName),
     /// A slice as the API has it.

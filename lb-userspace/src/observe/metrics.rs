@@ -44,7 +44,7 @@ pub struct Metrics {
 
     /// Interfaces to which the programs are attached.
     pub interfaces: IntGauge,
-    /// Standing problems with objects, which are not served as they are written.
+    /// Problems that stand.
     pub problems: IntGauge,
     /// Services for which a map has no room.
     pub shortages: IntGauge,
@@ -176,7 +176,7 @@ impl Metrics {
             interfaces: add.gauge("viaduct_interfaces", "Interfaces to which the programs are attached.")?,
             problems: add.gauge(
                 "viaduct_problems",
-                "Standing problems with objects, which are not served as they are written.",
+                "Problems that stand: what is not served as it is written, or not at all. The log tells each.",
             )?,
             shortages: add.gauge("viaduct_shortages", "Services for which a map has no room.")?,
             api_errors: add.counter("viaduct_api_errors_total", "Failed lists and watches of the API server.")?,

@@ -1,6 +1,7 @@
 //! Interfaces of pods that are made anew under their names.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,4 +98,42 @@ fn programs(node: &Node, interface: &str) -> [usize; 2] {
         [TcAttachType::Ingress, TcAttachType::Egress]
             .map(|hook| SchedClassifier::query_tcx(interface, hook).unwrap().1.len())
     })
+}
+
+/// A pod that gets no programs has no services: that is a problem, told once however often it is tried again.
+#[test]
+fn an_interface_that_gets_no_programs_is_a_problem_until_it_has_them_or_goes() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let node = cluster.node();
+    let agent = node.start_agent().unwrap();
+    let links = cluster.pins().links();
+    // A folder where the pin of a link belongs is in the way of it.
+    let namespace = attach::attached(&cluster.pins())[0].1.namespace;
+    let in_the_way = ["7001", "7002"].map(|index| links.join(format!("{namespace}-{index}-to_pod")));
+    in_the_way.iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    for number in 1..3 {
+        node.namespace()
+            .ip(&format!("link add veth-new{number} index 700{number} type veth peer name o{number}"))
+            .unwrap();
+    }
+    let told = || cluster.problems().iter().filter(|(_, problem)| problem.starts_with("interface veth-new")).count();
+    wait_until("they are problems", SYNC, || (told() == 2).then_some(())).unwrap();
+    // Some more lists.
+    for state in ["up", "down", "up"] {
+        node.namespace().ip(&format!("link set veth-new1 {state}")).unwrap();
+        thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(cluster.metric("viaduct_problems"), 2.0);
+    assert_eq!(agent.log().lines().filter(|line| line.contains("is not served")).count(), 2, "{}", agent.log());
+    fs::remove_dir(&in_the_way[0]).unwrap();
+    node.namespace().ip("link set veth-new1 down").unwrap();
+    wait_until("one has programs", SYNC, || (programs(node, "veth-new1") == [1, 1] && told() == 1).then_some(()))
+        .unwrap();
+    node.namespace().ip("link delete veth-new2").unwrap();
+    wait_until("the other is gone", SYNC, || (told() == 0).then_some(())).unwrap();
+    assert_eq!(agent.log().matches("no longer a problem: interface veth-new").count(), 2, "{}", agent.log());
+    fs::remove_dir(&in_the_way[1]).unwrap();
+    node.namespace().ip("link set veth-new1 up").unwrap();
+    wait_until("nothing is left of it", SYNC, || cluster.problems().is_empty().then_some(())).unwrap();
 }
