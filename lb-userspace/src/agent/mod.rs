@@ -173,6 +173,7 @@ async fn serve(options: Options) -> Result<()> {
                     Err(error) => services.problems.set(About::Interfaces, vec![format!("{error:#}")]),
                 }
             }
+            () = std::future::ready(()), if services.has_retries() => services.try_again(),
             () = wait(services.grace()) => services.end_grace(),
             () = sleep_until(retry_at) => {
                 services.recover();

@@ -13,13 +13,13 @@ use crate::dataplane::{Board, Maps, TurnedAway, give_memory_back, wait_for_grace
 use crate::model::{self, EndpointSlice, Family, Model, Node, ObjectName};
 use crate::observe::{SyncKind, TrafficPolicy};
 use crate::plan::{Plan, ServicePortName, plan_service};
-use crate::state::{Reconciled, ServicePortChange, State};
+use crate::state::{Reconciled, ServicePortChange, Shortage, State};
 
 /// After the kernel has refused a write, the maps are read and brought up to date again: at first soon, then less often.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// How many Services are written at a time into empty maps. All writes of a large cluster together would take more memory
-/// than everything else that the agent holds.
+/// How many Services are written at a time into empty maps, or tried again at a time for which there was no room. All writes of a
+/// large cluster together would take more memory than everything else that the agent holds.
 const PART: usize = 256;
 
 pub(super) struct Services {
@@ -31,6 +31,8 @@ pub(super) struct Services {
     state: State,
     /// Whose part of the plan may differ from what the maps hold.
     touched: BTreeSet<ObjectName>,
+    /// What lacked room, and is to be tried again.
+    retries: BTreeSet<ObjectName>,
     /// Whether the model is complete, so that what it lacks is gone.
     complete: bool,
     /// Whether everything was compared with the model once.
@@ -71,6 +73,7 @@ impl Services {
             maps,
             state,
             touched: BTreeSet::new(),
+            retries: BTreeSet::new(),
             complete: false,
             synced: false,
             grace: None,
@@ -259,21 +262,29 @@ impl Services {
     }
 
     fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) -> Result<()> {
+        let mut shortages: BTreeMap<&ObjectName, Vec<&Shortage>> = BTreeMap::new();
+        for shortage in &result.shortages {
+            shortages.entry(&shortage.service_port.object).or_default().push(shortage);
+        }
         for service in services {
-            let shortages = || result.shortages.iter().filter(|shortage| shortage.service_port.object == *service);
+            let shortages = shortages.remove(service).unwrap_or_default();
             // A service port may lack several frontends.
-            let told: BTreeSet<_> = shortages().map(ToString::to_string).collect();
+            let told: BTreeSet<_> = shortages.iter().map(ToString::to_string).collect();
             self.problems.set(About::Room(service.clone()), told.into_iter().collect());
             self.short.remove(service);
-            let short = shortages().filter_map(|shortage| Some((shortage.service_port.clone(), shortage.map()?)));
+            let short = shortages.iter().filter_map(|shortage| Some((shortage.service_port.clone(), shortage.map()?)));
             let short: BTreeSet<_> = short.collect();
             if !short.is_empty() {
                 self.short.insert(service.clone(), short);
             }
         }
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for (_, map) in self.short.values().flatten() {
+            *counts.entry(map).or_default() += 1;
+        }
         for map in TurnedAway::of_services() {
-            let count = self.short.values().flatten().filter(|(_, full)| *full == map).count();
-            self.turned_away.set(map, u32::try_from(count)?)?;
+            let count = counts.get(map).copied().unwrap_or(0);
+            self.turned_away.set(map, count)?;
             self.observed.metrics.map_full(map, count > 0);
         }
         self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
@@ -314,6 +325,7 @@ impl Services {
                 self.state = state;
                 self.grace = None;
                 self.touched.clear();
+                self.retries.clear();
                 self.apply();
             }
             Err(error) => self.fail(&error),
@@ -338,7 +350,19 @@ impl Services {
         self.observe_usage();
         self.begin_grace();
         // What was given back may be what these lack.
-        self.touched.extend(self.problems.without_room().cloned());
+        self.retries.extend(self.problems.without_room().cloned());
+    }
+
+    /// Whether something that lacked room is to be tried again.
+    pub(super) fn has_retries(&self) -> bool {
+        !self.retries.is_empty()
+    }
+
+    /// Tries a part of it: it may be most of a large cluster, and changes must not wait for all of that.
+    pub(super) fn try_again(&mut self) {
+        let rest = self.retries.iter().nth(PART).cloned().map(|first| self.retries.split_off(&first));
+        self.touched.append(&mut self.retries);
+        self.retries = rest.unwrap_or_default();
         self.apply();
     }
 }

@@ -70,6 +70,33 @@ fn check((flag, small, large): (&str, &str, &str), map: &str, what: &str, withou
     assert_lived(steady);
 }
 
+/// They are tried again part by part, and this one is of the last.
+#[test]
+fn a_service_that_finds_room_is_served_behind_many_that_find_none() {
+    needs_root!();
+    let cluster = Cluster::new();
+    // In each family, of which the first service takes one.
+    let agent = cluster.start(&["--max-frontends", "20"]);
+    let service = |name: &str, number: u16, vip: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}{number}}}\nspec: {{clusterIP: "{vip}{number}", \
+             ports: [{{port: 80}}]}}\n"
+        )
+    };
+    let write = |small: std::ops::Range<u16>| {
+        let many = (0..600).map(|number| service("many", number, "fd00:10:97::"));
+        let small = small.map(|number| service("small", number, "10.97.0."));
+        cluster.lab.manifests().write("many.yaml", &many.chain(small).collect::<String>()).unwrap();
+    };
+    let short = |expected: f64| (cluster.metric("viaduct_shortages") == expected).then_some(());
+    write(0..20);
+    wait_until("581 and one find no room", SYNC, || short(582.0)).unwrap();
+    write(1..20);
+    wait_until("the one finds room", SYNC, || short(581.0)).unwrap();
+    assert_eq!(cluster.map("FRONTENDS_4")["used"], 20);
+    assert!(!agent.log().contains(" ERROR "), "{}", agent.log());
+}
+
 /// Whether somebody answers there. The lab's servers speak another protocol than HTTP, so a connection has to do.
 fn is_served(cluster: &Cluster, vip: SocketAddr) -> bool {
     cluster.client().run(|| TcpStream::connect_timeout(&vip, Duration::from_millis(300))).is_ok()
