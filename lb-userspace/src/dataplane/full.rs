@@ -29,10 +29,12 @@ const TURN_AWAY: [&str; 9] = [
 ];
 /// What gives a map more room. Those of sockets and of detours are not among them: entries of what is closed may stay until
 /// others need their places, so on a node that lives long they are always full.
-const FLAGS: [(&str, &str); 10] = [
+const FLAGS: [(&str, &str); 12] = [
     ("SERVICE_PORTS", "--max-service-ports"),
+    ("SERVICE_NAMES", "--max-service-ports"),
     ("SLOTS", "--max-slots"),
     ("FRONTENDS", "--max-frontends"),
+    ("VIPS", "--max-frontends"),
     ("BACKENDS", "--max-backends"),
     ("ORIGINS", "--max-backends"),
     ("INTERFACES", "--max-interfaces"),

@@ -1,6 +1,6 @@
 //! Sizes of the maps change on a live node, by the same way as layouts do.
 
-use viaduct_tests::Protocol::Tcp;
+use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::deadline::AGENT_READY;
 use viaduct_tests::page::{METRICS, Page};
 use viaduct_tests::{Build, HttpConnection, ServiceManifest, http_get, needs_root, wait_until};
@@ -71,6 +71,31 @@ fn families_come_and_go_without_breaking_a_connection_of_the_other() {
     }
 }
 
+/// Maps whose entries nobody needs to be served: an empty node starts with these sizes, so one that is in use does.
+#[test]
+fn maps_that_may_be_full_are_carried_over_as_far_as_they_go() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let external: Vec<_> = (1..6).map(|last| format!("192.0.2.{last}")).collect();
+    let service = ServiceManifest::new("default", "web").cluster_ip("10.96.0.10").cluster_ip("fd00:10:96::10");
+    let service = service.port("http", Tcp, 80).port("dns", Udp, 53).set("/spec/externalIPs", external);
+    cluster.lab.manifests().apply(&service).unwrap();
+    cluster.start(Build::Shipped).stop().unwrap();
+    let traffic = Traffic::start(&cluster);
+    // Of three interfaces one; of four backends behind six frontends each sixteen origins.
+    let arguments = ["--max-interfaces", "1", "--max-backends", "4"];
+    let agent = cluster.spawn(Build::Shipped, &[], &arguments);
+    agent.wait_until_ready().unwrap();
+    traffic.go_on();
+    for (map, size) in [("INTERFACES", 1), ("ORIGINS_4", 16), ("BACKENDS_4", 4)] {
+        assert_eq!(cluster.size_of(map), size, "{map}");
+    }
+    agent.stop().unwrap();
+    let agent = cluster.start(Build::Shipped);
+    assert!(!agent.log().contains(" WARN "), "{}", agent.log());
+    traffic.stop().assert_nothing_lost();
+}
+
 #[test]
 fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goes_on() {
     needs_root!();
@@ -79,8 +104,16 @@ fn maps_that_are_too_small_for_what_is_served_are_refused_and_what_is_served_goe
     let traffic = Traffic::start(&cluster);
     for (flag, size, expected) in [
         ("--max-backends", "1", "see --max-service-ports, --max-backends and --max-slots"),
-        ("--max-service-ports", "1", "SERVICE_NAMES has room for 1 entries, and there are more"),
-        ("--max-frontends", "1", "FRONTENDS_4 has room for 1 entries, and there are more"),
+        (
+            "--max-service-ports",
+            "1",
+            "SERVICE_NAMES has room for 1 entries, and there are more: start with a larger --max-service-ports",
+        ),
+        (
+            "--max-frontends",
+            "1",
+            "FRONTENDS_4 has room for 1 entries, and there are more: start with a larger --max-frontends",
+        ),
     ] {
         let agent = cluster.spawn(Build::Shipped, &[], &[flag, size]);
         let Err(error) = agent.wait_until_ready() else { panic!("it runs with {flag} {size}") };

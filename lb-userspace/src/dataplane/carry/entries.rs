@@ -13,12 +13,14 @@ use tracing::debug;
 use super::translate::Translation;
 use super::types::Types;
 use crate::dataplane::raw_map::{Put, RawMap, Walk};
-use crate::dataplane::{Pins, Sizes, clock, test_hooks};
+use crate::dataplane::{Pins, Sizes, clock, flag_for, test_hooks};
 
 /// How many entries to read at a time.
 const MANY: usize = 4096;
 /// Fields that tell when an entry was of use last, nanoseconds of `CLOCK_MONOTONIC`; of those an entry has one or none.
 const TIMES: [&str; 3] = [".last_seen", ".last_used", ".seen"];
+/// Maps that the agent fills as far as they go: what finds no room is served without.
+const MAY_BE_FULL: [&str; 3] = ["INTERFACES", "ORIGINS_4", "ORIGINS_6"];
 /// The programs' clock is coarse, and an entry is written a moment after the clock is read.
 const MARGIN: u64 = 1_000_000_000;
 
@@ -47,7 +49,7 @@ pub(super) struct Carried {
     pub(super) entries: BTreeMap<&'static str, u64>,
     /// Entries that make no sense in the new layout.
     pub(super) not_understood: u64,
-    /// Entries of arrays that are shorter now.
+    /// Entries of arrays that are shorter now, and of maps that may be full.
     pub(super) without_room: u64,
 }
 
@@ -140,8 +142,10 @@ impl Pair {
                     carried.not_understood += 1;
                 } else if self.kind == Kind::Array && index(&key) >= self.to.len() {
                     carried.without_room += 1;
+                } else if let Some(is_new) = self.put(which, &key, &value)? {
+                    entries += u64::from(is_new);
                 } else {
-                    entries += u64::from(self.put(which, &key, &value)?);
+                    carried.without_room += 1;
                 }
             }
             if !more {
@@ -161,22 +165,26 @@ impl Pair {
             && values.all(|(old_value, value)| self.value.apply(&old_value[..old], &mut value[..new]))
     }
 
-    /// False when the entry is there already, and as good.
-    fn put(&self, which: Which, key: &[u8], value: &[u8]) -> Result<bool> {
+    /// False when the entry is there already, and as good; none when it finds no room and may do without.
+    fn put(&self, which: Which, key: &[u8], value: &[u8]) -> Result<Option<bool>> {
         if self.kind != Kind::Lru {
             return match self.to.put(key, value, Put::Always) {
                 Err(error) if error.raw_os_error() == Some(Errno::E2BIG as i32) => {
+                    if MAY_BE_FULL.contains(&self.name) {
+                        return Ok(None);
+                    }
                     bail!(
-                        "{} has room for {} entries, and there are more: give it a larger size",
+                        "{} has room for {} entries, and there are more: start with a larger {}; the datapath goes on as it was",
                         self.name,
-                        self.to.len()
+                        self.to.len(),
+                        flag_for(self.name)
                     )
                 }
-                other => Ok(other.map(|()| true)?),
+                other => Ok(other.map(|()| Some(true))?),
             };
         }
         match self.to.put(key, value, Put::IfAbsent) {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(Some(true)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error.into()),
         }
@@ -188,11 +196,11 @@ impl Pair {
                 None => which != Which::LeftBehind && present != value,
             };
             if !is_newer {
-                return Ok(false);
+                return Ok(Some(false));
             }
         }
         self.to.put(key, value, Put::Always)?;
-        Ok(true)
+        Ok(Some(true))
     }
 }
 
