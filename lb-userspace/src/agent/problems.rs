@@ -20,6 +20,8 @@ pub(super) enum About {
     Node,
     /// Writing to the maps.
     Maps,
+    /// Noting what has no room in the maps.
+    TurnedAway,
     /// Where everything is pinned.
     Pins,
     /// Programs at the sockets of processes.

@@ -186,7 +186,7 @@ impl Services {
         let plan = self.plan(services);
         let planned = Instant::now();
         let result = if alone { self.state.reconcile(&plan) } else { self.state.reconcile_services(services, &plan) };
-        self.note_shortages(services, &result)?;
+        self.note_shortages(services, &result);
         let compared = Instant::now();
         self.maps.write(&result.writes)?;
         sync.plan += planned - begun;
@@ -261,7 +261,7 @@ impl Services {
         plan
     }
 
-    fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) -> Result<()> {
+    fn note_shortages(&mut self, services: &BTreeSet<ObjectName>, result: &Reconciled) {
         let mut shortages: BTreeMap<&ObjectName, Vec<&Shortage>> = BTreeMap::new();
         for shortage in &result.shortages {
             shortages.entry(&shortage.service_port.object).or_default().push(shortage);
@@ -282,13 +282,16 @@ impl Services {
         for (_, map) in self.short.values().flatten() {
             *counts.entry(map).or_default() += 1;
         }
+        let mut problem = None;
         for map in TurnedAway::of_services() {
             let count = counts.get(map).copied().unwrap_or(0);
-            self.turned_away.set(map, count)?;
+            // Services are served whether or not it can be noted which are not.
+            problem = self.turned_away.set(map, count).err().or(problem);
             self.observed.metrics.map_full(map, count > 0);
         }
+        let problem = problem.map(|error| format!("`viaduct status` does not show which maps are full: {error:#}"));
+        self.problems.set(About::TurnedAway, problem.into_iter().collect());
         self.observed.metrics.shortages.set(gauge(self.problems.without_room().count()));
-        Ok(())
     }
 
     /// What the maps hold is not known any more. Told once, however often it is tried.

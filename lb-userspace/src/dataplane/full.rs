@@ -15,7 +15,7 @@ use super::{MapUse, Pins};
 
 /// Name of the pin.
 const PIN: &str = "TURNED_AWAY";
-/// The maps that turn away, by their index in the array.
+/// The maps that turn away, by their index in the array. Other versions read it too: what is new comes last.
 const TURN_AWAY: [&str; 9] = [
     "SERVICE_PORTS",
     "SLOTS",

@@ -1,6 +1,7 @@
 //! Typed access to the pinned maps.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
@@ -285,13 +286,19 @@ pub(super) fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Option<Array<MapD
     array.map(Some).with_context(|| format!("{name} has another layout"))
 }
 
-/// The same, pinned now if none has.
+/// The same, pinned now if none has, or one of another size.
 pub(super) fn array_or_new<V: Pod>(pins: &Pins, name: &str, entries: u32) -> Result<Array<MapData, V>> {
+    let path = pins.map(name);
+    let failed = || format!("cannot pin {}", path.display());
+    if path.exists() {
+        let found = pinned(pins, name)?.info()?;
+        if (found.value_size() as usize, found.max_entries()) != (size_of::<V>(), entries) {
+            fs::remove_file(&path).with_context(failed)?;
+        }
+    }
     if let Some(array) = array(pins, name)? {
         return Ok(array);
     }
-    let path = pins.map(name);
-    let failed = || format!("cannot pin {}", path.display());
     let new = Array::<MapData, V>::create(entries, 0).with_context(failed)?;
     new.pin(&path).with_context(failed)?;
     array(pins, name)?.with_context(|| format!("{} is gone", path.display()))

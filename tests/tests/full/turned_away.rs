@@ -1,8 +1,11 @@
 //! Maps that the agent writes: what finds no room is not served, and everything else is, as it was.
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use aya::maps::{Array, MapData};
+use lb_userspace::dataplane::Pins;
 use viaduct_tests::deadline::SYNC;
 use viaduct_tests::{needs_root, wait_until};
 
@@ -68,6 +71,22 @@ fn check((flag, small, large): (&str, &str, &str), map: &str, what: &str, withou
     assert_eq!(served(), usize::from(MORE));
     cluster.assert_nothing_is_full();
     assert_lived(steady);
+}
+
+/// As another version may have left it. Nothing is served by it, so it must be in nobody's way.
+#[test]
+fn an_account_of_another_size_is_replaced() {
+    needs_root!();
+    let cluster = Cluster::new();
+    cluster.start(&[]).stop().unwrap();
+    for (name, entries) in [("TURNED_AWAY", 4), ("TURNED_AWAY", 40), ("PROBLEMS", 1)] {
+        let pin = Pins::new(cluster.node().bpffs()).map(name);
+        fs::remove_file(&pin).unwrap();
+        Array::<MapData, u32>::create(entries, 0).unwrap().pin(&pin).unwrap();
+    }
+    let agent = cluster.start(&["--max-interfaces", "1"]);
+    cluster.wait_until_full("INTERFACES");
+    assert!(!agent.log().contains(" ERROR "), "{}", agent.log());
 }
 
 /// They are tried again part by part, and this one is of the last.
