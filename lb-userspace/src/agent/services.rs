@@ -64,6 +64,10 @@ impl Services {
     /// Goes on from what the maps hold.
     pub(super) fn adopt(maps: Maps, board: Board, options: &Options, observed: Observed) -> Result<Self> {
         let state = adopt(&maps)?;
+        // What has no room is seen before the source has told anything, which may be long after this.
+        let turned_away = TurnedAway::open(&options.pins)?;
+        let full = TurnedAway::read(&options.pins)?;
+        TurnedAway::of_services().for_each(|map| observed.metrics.map_full(map, full.contains_key(map)));
         let mut model = Model::default();
         model.set_node(Node { name: options.node.as_str().into(), zone: None });
         Ok(Self {
@@ -83,7 +87,7 @@ impl Services {
             families: options.families.clone(),
             without_local: BTreeMap::new(),
             short: BTreeMap::new(),
-            turned_away: TurnedAway::open(&options.pins)?,
+            turned_away,
             started: SystemTime::now(),
             observed,
         })

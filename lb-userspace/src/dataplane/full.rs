@@ -112,6 +112,15 @@ impl TurnedAway {
         Ok(())
     }
 
+    /// Notes what is noted in another datapath: what had no room there is not known to have it here, until somebody tries.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn carry(from: &Pins, to: &Pins) -> Result<()> {
+        let mut ours = Self::open(to)?;
+        Self::read(from)?.into_iter().try_for_each(|(map, count)| ours.set(map, count))
+    }
+
     /// How many wait for room in which map; no map without any.
     ///
     /// # Errors

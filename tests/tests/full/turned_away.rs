@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use aya::maps::{Array, MapData};
 use lb_userspace::dataplane::Pins;
-use viaduct_tests::deadline::SYNC;
+use viaduct_tests::deadline::{AGENT_READY, SYNC};
+use viaduct_tests::page::{METRICS, Page};
 use viaduct_tests::{needs_root, wait_until};
 
 use crate::{Cluster, assert_lived, told, vip};
@@ -64,9 +65,21 @@ fn check((flag, small, large): (&str, &str, &str), map: &str, what: &str, withou
     assert_eq!(log.lines().filter(|told| told.contains("WARN") && told.contains(&line)).count(), without_room, "{log}");
     cluster.serve_more(gone, "None");
 
-    // It is seen without an agent as well, and the next one has room for all.
+    // It is seen without an agent as well, and by one that has larger maps and cannot know yet who needs them.
     agent.stop().unwrap();
     assert_eq!(cluster.map(map)["full"], true);
+    let slots = if flag == "--max-slots" { [].as_slice() } else { &["--max-slots", "16384"] };
+    let arguments = [&["--server", "http://127.0.0.1:9", flag, large], slots].concat();
+    let agent = cluster.node().spawn_agent_with(&arguments).unwrap();
+    wait_until("it says what is full", AGENT_READY, || {
+        let page = Page::get(cluster.node().namespace(), METRICS, "/metrics").ok()?;
+        page.series(&format!("viaduct_map_full{{map=\"{map}\"}}")).ok().filter(|&full| full == 1.0)
+    })
+    .unwrap();
+    assert_eq!(cluster.map(map)["size"].to_string(), large);
+    assert_eq!(cluster.map(map)["full"], true);
+    agent.stop().unwrap();
+    // The next one has room for all.
     let _agent = cluster.start(&[flag, large]);
     assert_eq!(served(), usize::from(MORE));
     cluster.assert_nothing_is_full();

@@ -28,14 +28,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use aya::maps::MapInfo;
 use lb_common::abi::{Family, LAYOUT};
-use tracing::info;
+use tracing::{debug, info};
 
 use self::entries::{Carried, Carrier, Which};
 use self::translate::Translation;
 use self::types::Types;
 use super::attach::moving::{self, Role};
 use super::pins::{NEW, OLD};
-use super::{Datapath, Maps, OBJECT, Object, Pins, Settings, Sizes, test_hooks, wait_for_grace_period};
+use super::{Datapath, Maps, OBJECT, Object, Pins, Settings, Sizes, TurnedAway, test_hooks, wait_for_grace_period};
 
 /// Loads the programs, with the maps that are pinned if they fit, or with others that what is pinned is carried over to.
 ///
@@ -73,6 +73,9 @@ pub fn take_over(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Objec
                 let old = types_of(&from, latest.layout, &types)?;
                 Carrier::open((&from, &old), (&pins_new, &types), sizes)?.carry(Which::All, &mut carried)?;
                 check_room(&pins_new, sizes, &carried)?;
+                if let Err(error) = TurnedAway::carry(&from, &pins_new) {
+                    debug!("it is not carried over which maps are full: {error:#}");
+                }
             }
             rename(&pins_new.layout(), &pins.root().join(ours.name()))?;
             (ours, object)
