@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData};
-use aya::util::nr_cpus;
+use aya::util::online_cpus;
 
 use super::maps::{array, array_or_new};
 use super::{MapUse, Pins};
@@ -73,7 +73,8 @@ impl MapUse {
         if !is_one || size <= 1 {
             return usize::MAX;
         }
-        let cpus = nr_cpus().unwrap_or(1);
+        // Only those that run programs take a reserve; a virtual machine may have a hundred more that it never gets.
+        let cpus = online_cpus().map_or(1, |cpus| cpus.len());
         size - (size / 20).max((RESERVE * cpus).min(size / 2))
     }
 }

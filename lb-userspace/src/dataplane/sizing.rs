@@ -23,7 +23,7 @@ use crate::state::Limits;
 const MEMORY_PER_FLOW: u64 = 48 << 10;
 /// The flow table with the least memory, and with any.
 const FLOWS: (u64, u64) = (1 << 14, 1 << 21);
-/// With less memory than this, and so much for each processor, there is room for a quarter of a large cluster: that takes 70 MB, and
+/// With less memory than this, and so much for each possible processor, there is room for a quarter of a large cluster: that takes 70 MB, and
 /// 10 MB for each processor, whose counters of backends are its own.
 const SMALL: (u64, u64) = (2 << 30, 512 << 20);
 /// The maps are charged to the cgroup of the agent that makes them: its limit counts as this much memory of a machine, so that
@@ -99,7 +99,16 @@ impl WantedSizes {
         let memory_mib = memory >> 20;
         info!(
             memory_mib,
-            flows, half_open, affinity, sockets, frontends, service_ports, backends, slots, "sizes of the maps"
+            possible_processors = cpus,
+            flows,
+            half_open,
+            affinity,
+            sockets,
+            frontends,
+            service_ports,
+            backends,
+            slots,
+            "sizes of the maps"
         );
         Ok(sizes)
     }
