@@ -1,13 +1,16 @@
 //! What stands in the way of serving everything as it is written. Each problem is logged when it comes and when it goes.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use crate::dataplane::{Standing, clock};
 use crate::model::ObjectName;
 use crate::source::kube;
+
+/// A server that fails may say why in other words each time. After so long it is told again, and sooner while it is new.
+const SAME_SERVER: Duration = Duration::from_secs(60);
 
 /// What a problem is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,18 +50,41 @@ pub(super) struct Problems {
     /// Since when there are some.
     since: BTreeMap<About, Instant>,
     count: usize,
+    /// When a problem with the API server was told last, and what has failed in other words since.
+    api_told: Option<Instant>,
+    api_untold: BTreeSet<kube::Kind>,
     /// Whether others have been told of them as they are now.
     told: bool,
+}
+
+/// What the log tells.
+#[derive(Debug, PartialEq)]
+struct Change {
+    come: Vec<String>,
+    gone: Vec<String>,
 }
 
 impl Problems {
     /// None.
     pub(super) const fn new() -> Self {
-        Self { standing: BTreeMap::new(), since: BTreeMap::new(), count: 0, told: false }
+        Self {
+            standing: BTreeMap::new(),
+            since: BTreeMap::new(),
+            count: 0,
+            api_told: None,
+            api_untold: BTreeSet::new(),
+            told: false,
+        }
     }
 
-    /// These are all problems with something now.
+    /// These are all problems with something now. The log tells what has changed.
     pub(super) fn set(&mut self, about: About, problems: Vec<String>) {
+        let Change { come, gone } = self.change(about, problems, Instant::now());
+        come.iter().for_each(|problem| warn!("{problem}"));
+        gone.iter().for_each(|problem| info!("no longer a problem: {problem}"));
+    }
+
+    fn change(&mut self, about: About, problems: Vec<String>, now: Instant) -> Change {
         let before = match problems.is_empty() {
             true => self.standing.remove(&about).unwrap_or_default(),
             false => self.standing.insert(about.clone(), problems.clone()).unwrap_or_default(),
@@ -67,21 +93,32 @@ impl Problems {
         self.told &= problems == before;
         match problems.is_empty() {
             true => drop(self.since.remove(&about)),
-            false => drop(self.since.entry(about.clone()).or_insert_with(Instant::now)),
+            false => drop(self.since.entry(about.clone()).or_insert(now)),
         }
+        let was_untold = matches!(about, About::Api(kind) if self.api_untold.remove(&kind));
         // A server that cannot be reached is told once, not for each kind of object.
         let stands = |problem: &&String| {
-            let elsewhere = self.api().filter(|(other, _)| **other != about);
+            let is_told = |other: &About| !matches!(other, About::Api(kind) if self.api_untold.contains(kind));
+            let elsewhere = self.api().filter(|(other, _)| **other != about && is_told(other));
             elsewhere.flat_map(|(_, problems)| problems).any(|other| other == *problem)
         };
-        for problem in problems.iter().filter(|problem| !before.contains(problem) && !stands(problem)) {
-            warn!("{problem}");
-        }
+        let come = problems.iter().filter(|problem| (was_untold || !before.contains(problem)) && !stands(problem));
+        let mut come: Vec<_> = come.cloned().collect();
         // Another error of the same server is no recovery.
         let still_fails = matches!(about, About::Api(_) | About::Maps) && !problems.is_empty();
-        for problem in before.iter().filter(|problem| !still_fails && !problems.contains(problem) && !stands(problem)) {
-            info!("no longer a problem: {problem}");
+        let gone = before.iter().filter(|problem| !still_fails && !problems.contains(problem) && !stands(problem));
+        let gone = gone.cloned().collect();
+        if let About::Api(kind) = about {
+            let pause = self.since.get(&about).map_or(Duration::ZERO, |since| now.duration_since(*since) / 2);
+            let is_soon = self.api_told.is_some_and(|told| now.duration_since(told) < pause.min(SAME_SERVER));
+            if !come.is_empty() && is_soon && !before.is_empty() {
+                come.clear();
+                self.api_untold.insert(kind);
+            } else if !come.is_empty() {
+                self.api_told = Some(now);
+            }
         }
+        Change { come, gone }
     }
 
     fn api(&self) -> impl Iterator<Item = (&About, &Vec<String>)> {
@@ -112,9 +149,10 @@ impl Problems {
         Some(all)
     }
 
-    /// How many stand.
-    pub(super) const fn count(&self) -> usize {
-        self.count
+    /// How many stand: a server that cannot be reached is one.
+    pub(super) fn count(&self) -> usize {
+        let api = || self.api().flat_map(|(_, problems)| problems);
+        self.count - api().count() + api().collect::<BTreeSet<_>>().len()
     }
 
     /// The Services for which planning has met with problems.
@@ -133,5 +171,50 @@ impl Problems {
             About::Room(service) => Some(service),
             _ => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::kube::Kind;
+
+    /// Lines that come and go, and how many problems stand.
+    fn fail(problems: &mut Problems, kind: Kind, text: &str, at: Instant) -> (usize, usize, usize) {
+        let texts = if text.is_empty() { Vec::new() } else { vec![text.to_owned()] };
+        let change = problems.change(About::Api(kind), texts, at);
+        (change.come.len(), change.gone.len(), problems.count())
+    }
+
+    #[test]
+    fn a_server_that_fails_is_told_once_and_is_one_problem() {
+        let (mut problems, now) = (Problems::new(), Instant::now());
+        let mut fail = |kind, text| fail(&mut problems, kind, text, now);
+        assert_eq!(fail(Kind::Services, "refused"), (1, 0, 1));
+        assert_eq!(fail(Kind::EndpointSlices, "refused"), (0, 0, 1));
+        assert_eq!(fail(Kind::Node, "403: nodes"), (1, 0, 2));
+        assert_eq!(fail(Kind::EndpointSlices, ""), (0, 0, 2));
+        assert_eq!(fail(Kind::Services, ""), (0, 1, 1));
+        assert_eq!(fail(Kind::Node, ""), (0, 1, 0));
+        assert_eq!(fail(Kind::Services, "refused"), (1, 0, 1), "another time");
+    }
+
+    #[test]
+    fn a_server_that_fails_in_other_words_each_time_is_told_once_a_minute() {
+        let (mut problems, begin) = (Problems::new(), Instant::now());
+        let mut told = |seconds: std::ops::Range<u64>, texts: [&str; 2]| -> usize {
+            let at = |second| begin + Duration::from_secs(second);
+            let mut told = 0;
+            for second in seconds {
+                for kind in [Kind::Services, Kind::EndpointSlices, Kind::Node] {
+                    told += fail(&mut problems, kind, texts[usize::from(second % 2 == 1)], at(second)).0;
+                }
+            }
+            told
+        };
+        assert!((2..8).contains(&told(0..60, ["reset", "timed out"])));
+        assert!((9..12).contains(&told(60..660, ["reset", "timed out"])));
+        // What comes in the end, and stays, is told too.
+        assert_eq!(told(660..780, ["401", "401"]), 1);
     }
 }
