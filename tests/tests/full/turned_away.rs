@@ -111,7 +111,7 @@ fn a_service_that_finds_room_is_served_behind_many_that_find_none() {
     let agent = cluster.start(&["--max-frontends", "20"]);
     let service = |name: &str, number: u16, vip: &str| {
         format!(
-            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}{number}}}\nspec: {{clusterIP: "{vip}{number}", \
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}{number}}}\nspec: {{clusterIP: '{vip}{number}', \
              ports: [{{port: 80}}]}}\n"
         )
     };
