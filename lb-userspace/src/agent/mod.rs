@@ -161,7 +161,6 @@ async fn serve(options: Options) -> Result<()> {
             () = input.changed() => {
                 input.read(&mut services);
                 services.apply();
-                sockets.iter().for_each(Sockets::changed);
             }
             () = interfaces.changed() => {
                 // What comes now is pinned where pins can be.
@@ -175,10 +174,10 @@ async fn serve(options: Options) -> Result<()> {
             }
             () = std::future::ready(()), if services.has_retries() => services.try_again(),
             () = wait(services.grace()) => services.end_grace(),
-            () = sleep_until(retry_at) => {
-                services.recover();
-                sockets.iter().for_each(Sockets::changed);
-            }
+            () = sleep_until(retry_at) => services.recover(),
+        }
+        if services.take_written() {
+            sockets.iter().for_each(Sockets::changed);
         }
         announced = announced || announce(&options, &services, &coverage);
     }

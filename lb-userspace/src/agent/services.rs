@@ -40,6 +40,8 @@ pub(super) struct Services {
     grace: Option<JoinHandle<()>>,
     retry_at: Option<Instant>,
     retry: Duration,
+    /// Whether anything was written to the maps since somebody asked.
+    written: bool,
     /// Changes of endpoints that the maps do not show yet.
     waiting: Vec<Waiting>,
     /// The IP families that are served.
@@ -83,6 +85,7 @@ impl Services {
             grace: None,
             retry_at: None,
             retry: FIRST_RETRY,
+            written: false,
             waiting: Vec::new(),
             families: options.families.clone(),
             without_local: BTreeMap::new(),
@@ -191,6 +194,7 @@ impl Services {
         let planned = Instant::now();
         let result = if alone { self.state.reconcile(&plan) } else { self.state.reconcile_services(services, &plan) };
         self.note_shortages(services, &result);
+        self.written |= !result.writes.is_empty();
         let compared = Instant::now();
         self.maps.write(&result.writes)?;
         sync.plan += planned - begun;
@@ -317,6 +321,11 @@ impl Services {
         {
             error!("`viaduct status` does not show the problems of this agent: {error:#}");
         }
+    }
+
+    /// Whether services have changed since this was asked last.
+    pub(super) const fn take_written(&mut self) -> bool {
+        std::mem::replace(&mut self.written, false)
     }
 
     /// When to read the maps again after a write was refused.

@@ -55,7 +55,7 @@ impl Sockets {
         Ok(Self { changes })
     }
 
-    /// Services may have changed.
+    /// Services have changed.
     pub(super) fn changed(&self) {
         // The thread ends with the process only.
         let _ = self.changes.send(());

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Backend6, BackendState, BackendStats, Detour, Flow, Fragment, FragmentKey,
-    Frontend, FrontendKey, Health, Origin, OriginKey, Scope, SocketKey, SocketPeer, SocketSide, Vip,
+    Frontend, FrontendKey, Health, Origin, OriginKey, Scope, ServicePort, SocketKey, SocketPeer, SocketSide, Vip,
 };
 use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
@@ -133,15 +133,27 @@ where
         ids.filter_map(|id| self.backend(id).map(|backend| Some((id, backend?))).transpose()).collect()
     }
 
-    /// Judges a connected UDP socket by its peer, and keeps what is known of that in use.
-    pub(super) fn stale(&self, cookie: u64, address: A, port: u16) -> Result<Option<Stale>> {
+    /// Judges a connected UDP socket by its peer, and keeps what is known of that in use. While the service port that it has
+    /// dialled has no backend, nothing is better than what it has.
+    pub(super) fn stale(
+        &self,
+        service_ports: &Table<u32, ServicePort>,
+        cookie: u64,
+        address: A,
+        port: u16,
+    ) -> Result<Option<Stale>> {
         let (protocol, side) = (Protocol::Udp, SocketSide::Network);
+        // None of what is no virtual address.
+        let has_backend = |address, port| -> Result<Option<bool>> {
+            let frontend = self.frontends.get(&FrontendKey { address, port, protocol, scope: Scope::Cluster })?;
+            let Some(Frontend { service_port }) = frontend else { return Ok(None) };
+            Ok(Some(service_ports.get(&service_port)?.is_some_and(|port| port.slots.len > 0)))
+        };
         let key = SocketKey { cookie: cookie.into(), address, port, protocol, side };
         let Some(peer) = self.sockets.get(&key)? else {
             // A virtual address that was none when it was dialled.
-            let frontend = self.frontends.get(&FrontendKey { address, port, protocol, scope: Scope::Cluster })?;
             let dialled = SocketAddr::new(address.ip(), port);
-            return Ok(frontend.map(|_| Stale { dialled, was_led: false }));
+            return Ok((has_backend(address, port)? == Some(true)).then_some(Stale { dialled, was_led: false }));
         };
         let serves = self.backend(peer.backend)?.is_some_and(|backend| {
             backend.generation == peer.generation
@@ -151,9 +163,10 @@ where
             // Nothing else uses the entry of a connected socket. It is needed for as long as the socket is there, and must not go
             // for those of sockets that are closed.
             self.sockets.insert(&key, &peer)?;
+            return Ok(None);
         }
         let dialled = SocketAddr::new(peer.address.ip(), peer.port);
-        Ok((!serves).then_some(Stale { dialled, was_led: true }))
+        Ok((has_backend(peer.address, peer.port)? != Some(false)).then_some(Stale { dialled, was_led: true }))
     }
 
     /// How many backends there is room for.

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context, Result};
+use lb_common::abi::ServicePort;
 use lb_common::{Address4, Address6, Family};
 use nix::errno::Errno;
 use nix::sys::socket::{SockaddrStorage, connect, getpeername};
@@ -20,12 +21,13 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use tracing::{debug, warn};
 
 use super::sock_diag::{UdpSocket, connected_udp, destroy};
-use super::{FamilyMaps, Pins};
+use super::{FamilyMaps, Pins, Table};
 
 /// Looks after connected UDP sockets.
 pub struct StaleSockets {
     v4: FamilyMaps<Address4>,
     v6: FamilyMaps<Address6>,
+    service_ports: Table<u32, ServicePort>,
     /// Cookies of sockets that were seen to since services have changed.
     seen: HashSet<u64>,
     has_warned: bool,
@@ -55,7 +57,8 @@ impl StaleSockets {
     /// When one is missing, or has another layout.
     pub fn open(pins: &Pins) -> Result<Self> {
         let (v4, v6) = (FamilyMaps::open(pins, false)?, FamilyMaps::open(pins, false)?);
-        Ok(Self { v4, v6, seen: HashSet::new(), has_warned: false })
+        let service_ports = Table::open(pins, "SERVICE_PORTS")?;
+        Ok(Self { v4, v6, service_ports, seen: HashSet::new(), has_warned: false })
     }
 
     /// Sees to the connected UDP sockets of this network namespace; to those for which nothing could be done the last time
@@ -71,9 +74,10 @@ impl StaleSockets {
         for family in Family::ALL {
             let sockets = connected_udp(family).context("cannot list the UDP sockets of this network namespace")?;
             for socket in sockets.into_iter().filter(|socket| !self.seen.contains(&socket.cookie)) {
+                let (ports, cookie, port) = (&self.service_ports, socket.cookie, socket.peer.port());
                 let judged = match socket.peer.ip() {
-                    IpAddr::V4(address) => self.v4.stale(socket.cookie, address.into(), socket.peer.port())?,
-                    IpAddr::V6(address) => self.v6.stale(socket.cookie, address.into(), socket.peer.port())?,
+                    IpAddr::V4(address) => self.v4.stale(ports, cookie, address.into(), port)?,
+                    IpAddr::V6(address) => self.v6.stale(ports, cookie, address.into(), port)?,
                 };
                 stale.extend(judged.map(|judged| (socket, judged)));
             }

@@ -7,6 +7,7 @@
 mod api;
 mod bpffs;
 mod clock;
+mod idle;
 mod interfaces;
 mod log;
 mod node;
