@@ -6,14 +6,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_util::{FutureExt as _, StreamExt as _};
 use kube::runtime::watcher::{self, InitialListStrategy, watcher};
-use kube::{Api, Resource};
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Sender;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -39,6 +40,11 @@ const HASTY: u32 = 3;
 const RENEW_AFTER: Duration = Duration::from_secs(300);
 /// A list in which nothing has come for so long is begun anew. A page of a list is one thing that comes.
 const STALLED: Duration = Duration::from_secs(60);
+/// The same of a watch: kube's watcher asks again after 295 s, and an answer takes 60 s at most, unless the credentials for the
+/// request do not come.
+const SILENT: Duration = Duration::from_secs(400);
+/// How long to wait for credentials: a plugin asks somebody who may be away.
+const CREDENTIALS: Duration = Duration::from_secs(60);
 
 pub(super) struct Watch {
     kind: Kind,
@@ -50,6 +56,8 @@ pub(super) struct Watch {
     sweep: Sweep,
     /// Whether a list was complete once.
     complete: bool,
+    /// A client that waits for its credentials. There is never a second one, since each takes a thread.
+    connecting: Option<JoinHandle<anyhow::Result<Client>>>,
     pauses: ExponentialBackoff,
     /// Tells of good answers: a watch that goes on brings no event by itself.
     answers: Arc<Notify>,
@@ -76,7 +84,8 @@ enum End {
     NoStreamingLists,
     /// To begin anew, with a list, and with credentials as they are now.
     Renew,
-    Stalled,
+    /// Nothing comes any more, and what it is that does not.
+    Stalled(String),
 }
 
 impl From<Closed> for End {
@@ -102,6 +111,7 @@ impl Watch {
             sender,
             sweep: Sweep::default(),
             complete: false,
+            connecting: None,
             pauses: pauses(),
             answers: Arc::new(Notify::new()),
             back: Arc::clone(back),
@@ -123,11 +133,10 @@ impl Watch {
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
                 }
                 End::Renew => {}
-                End::Stalled => {
+                End::Stalled(what) => {
                     // A server that does not know of streaming lists may ignore the request for one.
                     config.initial_list_strategy = InitialListStrategy::ListWatch;
-                    let text = format!("API server {}: nothing more has come of a list for {STALLED:?}", self.server);
-                    if self.fail(text).await.is_err() {
+                    if self.fail(format!("API server {}: {what}", self.server)).await.is_err() {
                         return;
                     }
                 }
@@ -140,12 +149,21 @@ impl Watch {
     }
 
     /// A client with the credentials as they are now: files change, plugins give new ones.
-    async fn connect<K: Object>(&self) -> anyhow::Result<Api<K>> {
-        let config = client::config(&self.options).await?;
-        let (metrics, answers) = (Arc::clone(&self.metrics), Arc::clone(&self.answers));
-        // A plugin for credentials may take its time.
-        let client = spawn_blocking(move || client::client(&config, &metrics, answers)).await??;
-        Ok(Api::all(client))
+    async fn connect<K: Object>(&mut self) -> anyhow::Result<Api<K>> {
+        let task = match self.connecting.take() {
+            Some(task) => task,
+            None => {
+                let config = client::config(&self.options).await?;
+                let (metrics, answers) = (Arc::clone(&self.metrics), Arc::clone(&self.answers));
+                // A plugin for credentials may take its time.
+                spawn_blocking(move || client::client(&config, &metrics, answers))
+            }
+        };
+        let Ok(client) = timeout(CREDENTIALS, self.connecting.insert(task)).await else {
+            bail!("the plugin for credentials (kubeconfig) has given none for {CREDENTIALS:?}: see what it waits for");
+        };
+        self.connecting = None;
+        Ok(Api::all(client??))
     }
 
     /// Ends when the stream is to be given up.
@@ -163,9 +181,13 @@ impl Watch {
         let mut lists_begun = 0;
         self.sweep.begin();
         loop {
-            let stalled = if self.sweep.is_listing() { STALLED } else { Duration::MAX };
+            let (patience, what) = match self.sweep.is_listing() {
+                true => (STALLED, "nothing more has come of a list"),
+                false => (SILENT, "no watch was begun, perhaps for want of credentials,"),
+            };
+            let stalled = || End::Stalled(format!("{what} for {patience:?}; trying again"));
             let next = tokio::select! {
-                next = timeout(stalled, stream.next()) => next.map_err(|_| End::Stalled)?,
+                next = timeout(patience, stream.next()) => next.map_err(|_| stalled())?,
                 () = self.answers.notified() => {
                     self.take_answer().await?;
                     continue;
@@ -210,7 +232,7 @@ impl Watch {
                     }
                 }
                 // kube's watcher never ends.
-                None => return Err(End::Stalled),
+                None => return Err(End::Stalled("the watch has ended; trying again".to_owned())),
             }
         }
     }
