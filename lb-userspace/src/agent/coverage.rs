@@ -100,8 +100,14 @@ impl Coverage {
     }
 
     /// What is about a single interface goes to `problems`; all of it is tried again whenever interfaces are listed.
-    fn try_to_cover(&mut self, present: Present, deleted: &BTreeSet<u32>, problems: &mut Problems) -> Result<()> {
+    fn try_to_cover(&mut self, mut present: Present, deleted: &BTreeSet<u32>, problems: &mut Problems) -> Result<()> {
         let namespace = attach::own_namespace()?;
+        for (index, interface) in &self.covered {
+            // While others go, the kernel's list may leave one out that stays.
+            if !present.contains_key(index) && attach::interface_name(*index).as_ref() == Some(&interface.name) {
+                present.insert(*index, interface.clone());
+            }
+        }
         let pinned = attach::attached(&self.pins).into_iter().filter(|(_, pin)| pin.namespace == namespace);
         let known = pinned.map(|(_, pin)| pin.index).chain(self.covered.keys().copied());
         let known: BTreeSet<u32> = known.chain(std::mem::take(&mut self.failing)).collect();

@@ -195,7 +195,8 @@ pub fn own_namespace() -> Result<u64> {
     Ok(namespace.ino())
 }
 
-fn interface_name(index: u32) -> Option<String> {
+/// The name of an interface of this network namespace; none when it is gone.
+pub(crate) fn interface_name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?.to_string_lossy().into_owned();
     // An index that does not exist is answered with an empty name.
     (!name.is_empty()).then_some(name)
