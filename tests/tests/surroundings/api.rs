@@ -1,5 +1,6 @@
 //! The API server is away for long: what was known is served on, one line tells, and what was missed comes when it is back.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -143,6 +144,35 @@ fn an_agent_that_starts_while_the_api_server_is_away_serves_what_the_maps_hold()
     }
     traffic.assert_unbroken();
     cluster.assert_equals_a_fresh_agent();
+}
+
+/// As when the identity provider is away: it is told, and goes on by itself when the plugin does.
+#[test]
+fn a_plugin_for_credentials_that_hangs_is_told_and_waited_for() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let folder = cluster.lab.directory();
+    let given = folder.join("given");
+    let token = r#"{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "test-token"}}"#;
+    let script = format!("echo >> {0}.asked; until [ -e {0} ]; do sleep 0.1; done; echo '{token}'", given.display());
+    let mut kubeconfig: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("kubeconfig")).unwrap()).unwrap();
+    kubeconfig["users"][0]["user"] = serde_json::json!({"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never", "command": "sh", "args": ["-c", script]}});
+    let path = folder.join("kubeconfig.exec");
+    fs::write(&path, kubeconfig.to_string()).unwrap();
+    let agent = cluster.node().spawn_agent_with(&["--kubeconfig", path.to_str().unwrap()]).unwrap();
+    wait_until("the log tells", Duration::from_secs(70), || {
+        agent.log().contains("the plugin for credentials (kubeconfig) has given none for 60s").then_some(())
+    })
+    .unwrap();
+    // Each kind of objects has another try by now.
+    thread::sleep(Duration::from_secs(32));
+    assert_eq!(agent.log().matches("has given none").count(), 1, "{}", agent.log());
+    assert_eq!(fs::read_to_string(given.with_extension("asked")).unwrap().lines().count(), 3, "one for each kind");
+    fs::write(&given, "").unwrap();
+    agent.wait_until_ready().unwrap();
+    wait_until("no problem is shown", BACK, || cluster.problems().is_empty().then_some(())).unwrap();
 }
 
 /// A load balancer must not send traffic to a node that serves nothing yet.
