@@ -163,7 +163,7 @@ impl Services {
         let whole = !self.synced;
         let mut services = if whole { self.all() } else { std::mem::take(&mut self.touched) };
         // Where nothing is served yet, nothing moves between Services, and they need not be seen all at once.
-        let in_parts = whole && self.state.is_empty();
+        let in_parts = whole && self.state.is_blank();
         let mut sync = Sync::default();
         loop {
             let rest = services.iter().nth(PART).filter(|_| in_parts).cloned().map(|first| services.split_off(&first));

@@ -475,6 +475,12 @@ impl State {
         self.service_ports.is_empty() && self.families.0.iter().all(|family| family.frontends.is_empty())
     }
 
+    /// Whether the maps hold nothing at all: an agent that was killed while the last Service went may have left its origins.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.is_empty() && self.origins.is_empty()
+    }
+
     /// How full the maps are, those of these families alone: name, entries that cannot be given out (in use, or given up and waiting for a grace period), and
     /// entries that there are.
     #[must_use]

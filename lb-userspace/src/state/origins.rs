@@ -45,6 +45,10 @@ impl Origins {
         origins
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
     pub(super) fn all(&self) -> HashSet<BackendOrigin> {
         self.of.iter().flat_map(|(&backend, origins)| origins.iter().map(move |&origin| (backend, origin))).collect()
     }

@@ -448,6 +448,20 @@ fn an_agent_that_was_killed_between_two_writes_is_replaced_by_one_that_completes
 }
 
 #[test]
+fn origins_that_an_agent_has_left_when_it_was_killed_are_removed() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    assert!(state.is_blank());
+    apply(&mut state, &mut kernel, &plan(&[("web", 80, &[1, 2])]));
+    let writes = state.reconcile(&Plan::default()).writes;
+    let origins = writes.iter().position(|write| matches!(write, Write::RemoveOrigin { .. })).unwrap();
+    writes[..origins].iter().for_each(|write| kernel.write(write));
+    let mut state = kernel.adopt();
+    assert!(state.is_empty() && !state.is_blank(), "nothing is served, and all of it is to be looked at");
+    apply(&mut state, &mut kernel, &Plan::default());
+    assert!(state.is_blank() && kernel.origins.is_empty());
+}
+
+#[test]
 fn a_service_port_for_which_there_is_no_room_is_reported_and_the_others_are_served() {
     let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
     let many: Vec<u8> = (1..=20).collect();
