@@ -269,6 +269,9 @@ struct OfFamily {
     backend_ids: IdPool,
     /// Of each backend id that was ever given out.
     generations: Vec<u32>,
+    /// That of an id that was never given out, as far as the maps tell. They may have been larger once, and flows and clients may
+    /// still know the backends that were beyond their ends, so it is no lower than the others.
+    newest: u32,
 }
 
 impl Index<Family> for Families {
@@ -406,11 +409,25 @@ impl State {
             .map(|is_ours| found.vips.iter().copied().filter(|(address, _)| is_ours(address)).collect());
         let [frontends_4, frontends_6] = frontends;
         let [generations_4, generations_6] = generations;
+        let [newest_4, newest_6] =
+            [&generations_4, &generations_6].map(|known: &Vec<u32>| known.iter().copied().max().unwrap_or(0));
         let [ids_4, ids_6] = used_backends.map(|used| IdPool::new(limits.backends, &used));
         let mut state = Self {
             families: Families([
-                OfFamily { frontends: frontends_4, vips: vips_4, backend_ids: ids_4, generations: generations_4 },
-                OfFamily { frontends: frontends_6, vips: vips_6, backend_ids: ids_6, generations: generations_6 },
+                OfFamily {
+                    frontends: frontends_4,
+                    vips: vips_4,
+                    backend_ids: ids_4,
+                    generations: generations_4,
+                    newest: newest_4,
+                },
+                OfFamily {
+                    frontends: frontends_6,
+                    vips: vips_6,
+                    backend_ids: ids_6,
+                    generations: generations_6,
+                    newest: newest_6,
+                },
             ]),
             limits,
             service_port_ids: IdPool::new(limits.service_ports, &used_ids),

@@ -412,7 +412,7 @@ impl State {
         let family = &mut self.families[name.family];
         let id = family.backend_ids.allocate().ok_or(Resource::Backends)?;
         let index = id as usize;
-        family.generations.resize(family.generations.len().max(index + 1), 0);
+        family.generations.resize(family.generations.len().max(index + 1), family.newest);
         // Never 0, which is that of an entry that was never used.
         family.generations[index] = family.generations[index].wrapping_add(1).max(1);
         let (generation, state) = (family.generations[index], BackendState::Active);

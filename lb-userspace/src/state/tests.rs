@@ -486,6 +486,22 @@ fn a_renamed_port_keeps_its_id_and_its_frontends_and_backends_are_not_touched() 
 }
 
 #[test]
+fn an_id_that_the_maps_do_not_know_begins_behind_all_generations_that_they_do() {
+    let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
+    for backends in [[1, 2], [3, 4], [5, 6]] {
+        apply(&mut state, &mut kernel, &plan(&[("web", 80, &backends)]));
+        state.begin_grace();
+        kernel.write(&Write::Grace);
+        state.release();
+    }
+    let known = kernel.backends.values().map(|backend| backend.generation).max().unwrap();
+    assert_eq!(known, 2);
+    apply(&mut kernel.adopt(), &mut kernel, &plan(&[("web", 80, &[5, 6]), ("more", 81, &[1, 2, 3, 4, 7])]));
+    let newest: Vec<_> = kernel.backends.values().rev().map(|backend| backend.generation).collect();
+    assert!(newest.len() > 4 && newest[0] == known + 1, "{newest:?}");
+}
+
+#[test]
 fn backends_get_new_ids_when_their_service_port_loses_a_frontend() {
     let (mut kernel, mut state) = (Kernel::default(), Kernel::default().adopt());
     apply(&mut state, &mut kernel, &plan(&[("dns", 53, &[1, 2])]));
