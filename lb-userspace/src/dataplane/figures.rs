@@ -133,15 +133,33 @@ where
         self.sum.skipped += stats.skipped.saturating_sub(before.skipped);
         self.sum.recoveries += stats.recoveries.saturating_sub(before.recoveries);
         if backend.state == BackendState::Active {
-            let flags = service_ports.get(&backend.service_port)?.unwrap_or_default().flags;
-            self.sum.suspects += u64::from(suspect_since(health, backend.generation, flags).is_some());
+            let port = service_ports.get(&backend.service_port)?.unwrap_or_default();
+            self.sum.suspects += u64::from(suspect_since(health, backend.generation, &port).is_some());
         }
         Ok(())
     }
 }
 
-/// Since when a backend of this generation is passed over, where its service port has these flags.
-pub(super) fn suspect_since(health: &Health, generation: u32, flags: u32) -> Option<u64> {
+/// Since when a backend of this generation and service port is passed over. The only one of a service port never is.
+pub(super) fn suspect_since(health: &Health, generation: u32, port: &ServicePort) -> Option<u64> {
     let is_suspect = health.suspect_since != 0 && health.generation == generation;
-    (is_suspect && flags & service_port_flags::NO_PASSIVE_HEALTH == 0).then_some(health.suspect_since)
+    let may_be_passed_over = port.flags & service_port_flags::NO_PASSIVE_HEALTH == 0 && port.slots.len > 1;
+    (is_suspect && may_be_passed_over).then_some(health.suspect_since)
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::SlotRange;
+
+    use super::*;
+
+    #[test]
+    fn a_backend_without_others_beside_it_is_no_suspect() {
+        let health = Health { generation: 3, suspect_since: 7, ..Health::default() };
+        let port = |len, flags| ServicePort { slots: SlotRange { start: 0, len }, flags, ..ServicePort::default() };
+        assert_eq!(suspect_since(&health, 3, &port(128, 0)), Some(7));
+        assert_eq!(suspect_since(&health, 2, &port(128, 0)), None);
+        assert_eq!(suspect_since(&health, 3, &port(1, 0)), None);
+        assert_eq!(suspect_since(&health, 3, &port(128, service_port_flags::NO_PASSIVE_HEALTH)), None);
+    }
 }

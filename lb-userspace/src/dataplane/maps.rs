@@ -132,8 +132,7 @@ impl Maps {
             Family::V4 => self.v4.health(id)?,
             Family::V6 => self.v6.health(id)?,
         };
-        let flags = self.service_port(backend.service_port).flags;
-        Ok(figures::suspect_since(&health, backend.generation, flags))
+        Ok(figures::suspect_since(&health, backend.generation, &self.service_port(backend.service_port)))
     }
 
     /// Names of the service ports, by id.
