@@ -149,6 +149,11 @@ impl Problems {
         Some(all)
     }
 
+    /// Others have not heard of them.
+    pub(super) const fn tell_again(&mut self) {
+        self.told = false;
+    }
+
     /// How many stand: a server that cannot be reached is one.
     pub(super) fn count(&self) -> usize {
         let api = || self.api().flat_map(|(_, problems)| problems);

@@ -27,6 +27,7 @@ pub(super) struct Services {
     model: Model,
     pub(super) problems: Problems,
     board: Board,
+    board_fails: bool,
     maps: Maps,
     state: State,
     /// Whose part of the plan may differ from what the maps hold.
@@ -76,6 +77,7 @@ impl Services {
             model,
             problems: Problems::new(),
             board,
+            board_fails: false,
             maps,
             state,
             touched: BTreeSet::new(),
@@ -316,10 +318,14 @@ impl Services {
         let metrics = &self.observed.metrics;
         metrics.problems.set(gauge(self.problems.count()));
         metrics.api_fails_since(self.problems.api_fails_since());
-        if let Some(news) = self.problems.news()
-            && let Err(error) = self.board.show(news)
-        {
-            error!("`viaduct status` does not show the problems of this agent: {error:#}");
+        let Some(news) = self.problems.news() else { return };
+        let outcome = self.board.show(news);
+        let had_failed = std::mem::replace(&mut self.board_fails, outcome.is_err());
+        if let Err(error) = outcome {
+            self.problems.tell_again();
+            if !had_failed {
+                error!("`viaduct status` does not show the problems of this agent: {error:#}; trying again");
+            }
         }
     }
 

@@ -39,12 +39,14 @@ pub struct Standing {
 }
 
 impl Board {
-    /// The map of the datapath.
+    /// The map of the datapath. What an agent before has told is nobody's any more.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn open(pins: &Pins) -> Result<Self> {
-        Ok(Self { map: array_or_new(pins, PIN, 1)? })
+        let mut board = Self { map: array_or_new(pins, PIN, 1)? };
+        board.show(Vec::new())?;
+        Ok(board)
     }
 
     /// Tells what stands now.
