@@ -166,9 +166,9 @@ async fn serve(options: Options) -> Result<()> {
                 // What comes now is pinned where pins can be.
                 home.check(&mut services, &mut coverage);
                 coverage.cover_sockets(&mut services.problems);
-                let deleted = interfaces.deleted();
                 match interfaces.list().await {
-                    Ok(present) => coverage.cover(present, &deleted, &mut services.problems),
+                    // After a list that failed they are still to be looked at.
+                    Ok(present) => coverage.cover(present, &interfaces.deleted(), &mut services.problems),
                     Err(error) => services.problems.set(About::Interfaces, vec![format!("{error:#}")]),
                 }
             }
