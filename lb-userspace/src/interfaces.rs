@@ -56,9 +56,15 @@ impl Interfaces {
     }
 
     /// Waits until the interfaces should be listed again.
+    ///
+    /// # Panics
+    /// When the task that reads from netlink has ended: nothing can be listed any more.
     pub async fn changed(&mut self) {
         tokio::select! {
-            notice = self.notices.next() => self.deleted.extend(notice.flatten()),
+            notice = self.notices.next() => match notice {
+                Some(index) => self.deleted.extend(index),
+                None => panic!("the connection to netlink has ended: the next agent opens another"),
+            },
             () = sleep_until(self.next_relist) => {}
         }
         // One list answers all notices that are waiting.
