@@ -47,6 +47,9 @@ use sockets::Sockets;
 /// How often the loop goes round without anything to do.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// How long to wait until somebody has taken what a panic says.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What an agent is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -105,6 +108,12 @@ pub fn run(options: Options) -> Result<()> {
 fn exit_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // A pipe that is full and that nobody reads would keep it waiting.
+        let watchdog = std::thread::Builder::new().spawn(|| {
+            std::thread::sleep(LAST_WORDS);
+            std::process::exit(101);
+        });
+        drop(watchdog);
         print(panic);
         std::process::exit(101);
     }));

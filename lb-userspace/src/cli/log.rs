@@ -30,9 +30,12 @@ impl Write for Log {
             writeln!(io::stderr(), "{} lines of this log were lost: nobody read it", std::mem::take(&mut *lost))?;
         }
         for piece in line.chunks(PIECE) {
-            if is_writable(PATIENCE) {
-                io::stderr().write_all(piece)?;
+            if !is_writable(PATIENCE) {
+                // The rest of it.
+                *lost += 1;
+                break;
             }
+            io::stderr().write_all(piece)?;
         }
         Ok(line.len())
     }
