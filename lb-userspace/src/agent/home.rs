@@ -26,7 +26,7 @@ impl Home {
     /// Looks whether the pins are where they belong, and puts them back there. Until then interfaces that come are pinned where
     /// the others are. Ends the process when they are nowhere any more.
     pub(super) fn check(&mut self, services: &mut Services, coverage: &mut Coverage) {
-        if !self.lock.pins().hold_links() {
+        if self.lock.pins().lack_links() {
             error!(
                 "the pins in {}, or some of them, were removed, and the kernel has detached the programs: this agent ends, the \
                  next one attaches them anew",

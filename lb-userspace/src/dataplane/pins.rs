@@ -3,6 +3,7 @@
 //! number is the latest: `v4`, `v5-1`, `v5-2`. One that is being made, or removed, has a name of its own: `v5-2-new`, `v4-old`.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -163,10 +164,11 @@ impl Pins {
             .try_for_each(|folder| create_folder(folder))
     }
 
-    /// Whether the folders are there that hold links: without them, what they held is detached.
+    /// Whether a folder is gone that holds links: what it held is detached.
     #[must_use]
-    pub fn hold_links(&self) -> bool {
-        [self.links(), self.filters(), self.sockets()].iter().all(|folder| folder.is_dir())
+    pub fn lack_links(&self) -> bool {
+        let is_gone = |folder: PathBuf| fs::metadata(folder).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        [self.links(), self.filters(), self.sockets()].into_iter().any(is_gone)
     }
 
     /// Checks that a datapath of this version's layout is pinned here.
