@@ -186,9 +186,13 @@ fn connections_of_processes_beyond_their_table_live() {
         (0..count).map(|_| cluster.node().namespace().run(connect).unwrap()).collect::<Vec<_>>()
     };
     let first = open(1).pop().unwrap();
-    drop(open(1100));
     let backend = SocketAddr::new(cluster.lab.pod("backend").address_of(Family::V4), PORT);
-    assert_eq!(first.peer_addr().unwrap(), backend, "its entry was used least");
+    // The entries that came last on a processor are out of reach of the others until more come there.
+    let is_gone = (0..10).any(|_| {
+        drop(open(1100));
+        first.peer_addr().unwrap() == backend
+    });
+    assert!(is_gone, "its entry was used least");
     exchange(&first);
     assert_eq!(open(1)[0].peer_addr().unwrap(), web);
     assert!(cluster.map("SOCKETS_4")["used"].as_u64().unwrap() > 700);
