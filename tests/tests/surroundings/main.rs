@@ -32,7 +32,6 @@ use viaduct_tests::{
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const WEB: u8 = 10;
 const PORT: u16 = 8080;
-/// What the servers of agents are bound to.
 
 /// node1 with a client and a backend, node2 with another backend, behind one service of both families; an API server. No
 /// agents yet.
@@ -193,7 +192,6 @@ fn answers(from: &Namespace, last: u8) -> bool {
     arrivals.finish().iter().all(|arrival| arrival.answered.is_ok())
 }
 
-/// Code and body.
 /// What the maps say, with ids resolved: frontend -> name of the Service and its backends, in the order of the slots.
 fn served(pins: &Pins) -> BTreeMap<SocketAddr, (String, Vec<SocketAddr>)> {
     let maps = Maps::open(pins, false).unwrap();
