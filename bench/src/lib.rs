@@ -1,7 +1,8 @@
 //! What the benches share: how long they measure, and what to measure with.
 //!
 //! - [`cluster`], [`process`], [`spread`]: a real agent that reads from an API server;
-//! - [`results`]: the samples that parts of `cargo xtask bench` leave, and the report reads;
+//! - [`traffic`]: connections, requests and datagrams through services of Viaduct and of others;
+//! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave, and the report reads;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
 //!   share an endpoint.
 
@@ -20,9 +21,11 @@ use lb_userspace::model::{
 use lb_userspace::state::{Found, Limits, State};
 
 pub mod cluster;
+pub mod facts;
 pub mod process;
 pub mod results;
 pub mod spread;
+pub mod traffic;
 
 /// Services of the large cluster.
 pub const SERVICES: u32 = 5000;
