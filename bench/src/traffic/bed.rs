@@ -23,6 +23,7 @@ use viaduct_tests::{
 
 use super::contender::{Contender, Kind};
 use super::load::Way;
+use super::ovs;
 use super::server::Server;
 
 /// Where the backend is.
@@ -107,6 +108,7 @@ impl Bed {
             Kind::Direct => {}
             Kind::Viaduct(arguments) => bed.start_agents(services, arguments)?,
             Kind::Rules(mode) => bed.write_rules(mode, services)?,
+            Kind::Ovs => bed.start_ovs(services)?,
             Kind::KubeProxy(mode) => {
                 bed.start_kube_proxies(kube_proxy.context("no binary of kube-proxy")?, mode, services)?;
             }
@@ -125,7 +127,7 @@ impl Bed {
             Kind::Direct => SocketAddr::new(self.lab.pod(pod).address(), PORT),
             _ => SocketAddr::new(VIP.into(), place.service_port()),
         };
-        Way { client: self.client(), to, counts: server.counts() }
+        Way { client: self.client(), to, server: self.lab.pod(pod).namespace(), counts: server.counts() }
     }
 
     /// Has the contender run; this process is among those that it sees at their sockets until the returned value is dropped.
@@ -252,7 +254,8 @@ impl Bed {
         Ok(())
     }
 
-    fn write_rules(&self, mode: KubeProxyMode, services: u32) -> Result<()> {
+    /// All services, as kube-proxy knows them.
+    fn services(&self, services: u32) -> Vec<KubeProxyService> {
         let mut all: Vec<_> = generated(services.saturating_sub(1), 1).collect();
         let ours = Place::ALL.into_iter().flat_map(|place| {
             [Tcp, Udp].map(|protocol| KubeProxyService {
@@ -263,6 +266,11 @@ impl Bed {
         });
         // In a list that is gone through from its beginning, they are neither first nor last.
         all.splice(all.len() / 2..all.len() / 2, ours);
+        all
+    }
+
+    fn write_rules(&self, mode: KubeProxyMode, services: u32) -> Result<()> {
+        let all = self.services(services);
         thread::scope(|scope| {
             let start = |node: &viaduct_tests::Node| KubeProxy::start(node.namespace(), mode, &all).map(drop);
             let nodes: Vec<_> = self.lab.nodes().iter().map(|node| scope.spawn(move || start(node))).collect();
@@ -282,7 +290,18 @@ impl Bed {
             command.args(["--hostname-override", node.name(), "--proxy-mode", mode, "--cluster-cidr", "10.244.0.0/16"]);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-            self.processes.push(Process { pid: Pid::from_raw(i32::try_from(child.id())?), child: Some(child) });
+            self.processes.push(Process::of(child)?);
+        }
+        Ok(())
+    }
+
+    fn start_ovs(&mut self, services: u32) -> Result<()> {
+        self.offloads(false)?;
+        let all = self.services(services);
+        for node in self.lab.nodes() {
+            for child in ovs::start(&self.lab, node, &all)? {
+                self.processes.push(Process::of(child)?);
+            }
         }
         Ok(())
     }
@@ -297,6 +316,12 @@ pub fn generated(services: u32, endpoints: u32) -> impl Iterator<Item = KubeProx
         let endpoints = (0..endpoints).map(|index| at([10, 128, 0, 0], number * endpoints + index, PORT)).collect();
         KubeProxyService { vip: at([10, 96, 0, 0], number, 80), protocol: Tcp, endpoints }
     })
+}
+
+impl Process {
+    fn of(child: Child) -> Result<Self> {
+        Ok(Self { pid: Pid::from_raw(i32::try_from(child.id())?), child: Some(child) })
+    }
 }
 
 impl Drop for Process {

@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use viaduct_tests::traffic::KubeProxyMode;
 use viaduct_tests::{agent, command};
 
+use super::ovs;
+
 /// One of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Contender {
@@ -27,16 +29,19 @@ pub enum Kind {
     Rules(KubeProxyMode),
     /// The real kube-proxy in this mode, on each node.
     KubeProxy(&'static str),
+    /// Open vSwitch's userspace datapath on each node, which the host's stack hands all packets of pods.
+    Ovs,
 }
 
 /// In the order of tables.
-const ALL: [Contender; 8] = [
+const ALL: [Contender; 9] = [
     Contender { name: DIRECT, kind: Kind::Direct },
     Contender { name: "viaduct", kind: Kind::Viaduct(&[]) },
     Contender { name: "viaduct-bypass", kind: Kind::Viaduct(&["--host-routing", "bypass"]) },
     Contender { name: "nftables", kind: Kind::Rules(KubeProxyMode::Nftables) },
     Contender { name: "iptables-nft", kind: Kind::Rules(KubeProxyMode::IptablesNft) },
     Contender { name: "iptables-legacy", kind: Kind::Rules(KubeProxyMode::IptablesLegacy) },
+    Contender { name: "ovs", kind: Kind::Ovs },
     Contender { name: "kube-proxy-nftables", kind: Kind::KubeProxy("nftables") },
     Contender { name: "kube-proxy-iptables", kind: Kind::KubeProxy("iptables") },
 ];
@@ -82,6 +87,12 @@ impl Contender {
         Ok(wanted)
     }
 
+    /// Whether it takes packets whose checksums and segments are left to the network card.
+    #[must_use]
+    pub fn takes_offloads(&self) -> bool {
+        self.kind != Kind::Ovs
+    }
+
     /// Why it cannot be measured here.
     fn missing(&self, kube_proxy: Option<&Path>) -> Option<String> {
         match self.kind {
@@ -90,6 +101,7 @@ impl Contender {
             Kind::Rules(KubeProxyMode::Nftables) => missing_program("nft", "nftables"),
             Kind::Rules(KubeProxyMode::IptablesNft) => missing_program("iptables-nft-restore", "iptables"),
             Kind::Rules(KubeProxyMode::IptablesLegacy) => missing_program("iptables-legacy-restore", "iptables"),
+            Kind::Ovs => ovs::missing(),
             Kind::KubeProxy(_) => kube_proxy.is_none().then(|| "no binary was given by --kube-proxy".to_owned()),
         }
     }

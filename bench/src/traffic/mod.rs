@@ -11,6 +11,7 @@ mod batch;
 pub mod bed;
 pub mod contender;
 pub mod load;
+mod ovs;
 mod processor;
 pub mod rounds;
 pub mod server;

@@ -20,7 +20,7 @@ const QUICK: [&str; 4] = [DIRECT, "viaduct", "viaduct-bypass", "nftables"];
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A look in a minute or two: fewer rounds, shorter samples, one node, 10,000 services, no iptables
+    /// A look in a minute or two: fewer rounds, shorter samples, one node, 10,000 services, no iptables, no OVS
     #[arg(long)]
     quick: bool,
     /// How often everything is measured [default: 5; quick: 3]
@@ -230,13 +230,18 @@ impl Plan {
 
     /// One sample of one contender; nothing where it cannot be measured so.
     fn sample(&self, bed: &Bed, what: &Measurement, place: Place) -> Result<Option<Sample>> {
+        let takes = bed.contender.takes_offloads();
+        if !takes && what.parameters.contains(&(OFFLOADS, "on")) {
+            return Ok(None);
+        }
         let _stay = bed.wake()?;
-        if !what.offloads {
+        let switched = takes && !what.offloads;
+        if switched {
             bed.offloads(false)?;
         }
         let warm_up = (self.length / 5).max(Duration::from_millis(100));
         let sample = what.load.sample(&bed.way(place), warm_up, self.length);
-        if !what.offloads {
+        if switched {
             bed.offloads(true)?;
         }
         bed.rest()?;
@@ -296,6 +301,7 @@ fn facts(contenders: &[Contender], options: &Options) -> BTreeMap<String, String
         ("iptables-nft", facts::version("iptables-nft")),
         ("iptables-legacy", facts::version("iptables-legacy")),
         ("viaduct", agent::binary().ok().and_then(facts::version)),
+        ("ovs", facts::version("ovs-vswitchd")),
         ("kube-proxy", options.kube_proxy.as_ref().and_then(facts::version)),
     ];
     for (name, version) in versions {

@@ -35,6 +35,8 @@ pub const ANY: u8 = u8::MAX;
 const THREADS: usize = 12;
 /// What is read of a stream at a time.
 pub const CHUNK: usize = 256 << 10;
+/// A client that is silent for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Room for what comes while the receiver sleeps.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
@@ -110,6 +112,8 @@ fn accept(listener: &TcpListener, counts: &Counts) {
 }
 
 fn serve(mut stream: TcpStream, chunk: &mut [u8], counts: &Counts) -> io::Result<()> {
+    // What is on its way in a contender that rests would be waited for in vain.
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut request = [0; MESSAGE];
     stream.read_exact(&mut request)?;
     let _pinned = processor::pin(request[1]);
@@ -136,7 +140,7 @@ fn serve(mut stream: TcpStream, chunk: &mut [u8], counts: &Counts) -> io::Result
 /// woken for nearly every one, which costs the sender more than the way that is to be measured.
 fn receive(socket: &UdpSocket, counts: &Counts) {
     const PAUSE: Duration = Duration::from_millis(1);
-    const PATIENCE: u32 = 20;
+    const PAUSES: u32 = 20;
     let (mut first, mut batch) = ([0; MESSAGE], Batch::new(&[0; MESSAGE]));
     while !counts.stopping.load(Ordering::Relaxed) {
         // What fails is an ICMP error that an answer has brought back, or the end.
@@ -148,7 +152,7 @@ fn receive(socket: &UdpSocket, counts: &Counts) {
         }
         let _pinned = processor::pin(first[1]);
         let mut pauses = 0;
-        while pauses < PATIENCE {
+        while pauses < PAUSES {
             let received = batch.receive(socket);
             counts.datagrams.fetch_add(received as u64, Ordering::Relaxed);
             pauses = if received == 0 { pauses + 1 } else { 0 };

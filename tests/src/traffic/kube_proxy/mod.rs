@@ -109,8 +109,9 @@ impl KubeProxyMode {
 }
 
 impl KubeProxyService {
-    /// As rules spell it.
-    fn protocol(&self) -> String {
+    /// Its protocol as rules spell it.
+    #[must_use]
+    pub fn protocol(&self) -> String {
         self.protocol.name().to_ascii_lowercase()
     }
 }
