@@ -22,6 +22,7 @@ use lb_userspace::state::{Found, Limits, State};
 
 pub mod cluster;
 pub mod facts;
+pub mod kube_proxy;
 pub mod process;
 pub mod results;
 pub mod spread;

@@ -3,9 +3,9 @@
 //! All labs stay up during a run. One of them has traffic at a time; the agents of the others are stopped meanwhile (SIGSTOP),
 //! so that nothing of them runs.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -25,6 +25,7 @@ use super::contender::{Contender, Kind};
 use super::load::Way;
 use super::ovs;
 use super::server::Server;
+use crate::kube_proxy;
 
 /// Where the backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +114,17 @@ impl Bed {
                 bed.start_kube_proxies(kube_proxy.context("no binary of kube-proxy")?, mode, services)?;
             }
         }
+        for place in Place::ALL {
+            bed.wait_until_served(place)?;
+        }
         Ok(bed)
+    }
+
+    fn wait_until_served(&self, place: Place) -> Result<()> {
+        let Way { client, to, .. } = self.way(place);
+        let what = format!("{} leads {to} to the pod", self.contender.name);
+        let connects = || TcpStream::connect_timeout(&to, Duration::from_millis(200)).ok().map(drop);
+        client.run(|| wait_until(&what, PROGRAMMED, connects))
     }
 
     /// From the client to the backend there.
@@ -238,17 +249,10 @@ impl Bed {
     fn start_agents(&mut self, services: u32, arguments: &[&str]) -> Result<()> {
         self.fill_api(services)?;
         let root = self.cgroup.as_ref().context("an agent has a cgroup")?.path();
-        let cluster = services.saturating_sub(1) as usize;
         // The default size of the flow table of a machine like this, which labs have smaller.
         let arguments = [&["--max-flows", "262144", "--cgroup-root", root], arguments].concat();
         for node in self.lab.nodes() {
             let agent = node.start_agent_with(&arguments)?;
-            let expected = cluster + 2 * Place::ALL.len();
-            wait_until("all services are served", PROGRAMMED, || {
-                let list = node.viaduct(&["service", "list", "-o", "json"]).ok()?;
-                let list: serde_json::Value = serde_json::from_str(&list).ok()?;
-                (list.as_array()?.len() == expected).then_some(())
-            })?;
             self.processes.push(Process { pid: Pid::from_raw(i32::try_from(agent.pid())?), child: None });
         }
         Ok(())
@@ -284,13 +288,7 @@ impl Bed {
     fn start_kube_proxies(&mut self, binary: &Path, mode: &str, services: u32) -> Result<()> {
         self.fill_api(services)?;
         for node in self.lab.nodes() {
-            let log = fs::File::create(self.lab.directory().join(format!("{}-kube-proxy.log", node.name())))?;
-            let mut command = node.namespace().command(binary);
-            command.arg("--kubeconfig").arg(self.lab.directory().join("kubeconfig"));
-            command.args(["--hostname-override", node.name(), "--proxy-mode", mode, "--cluster-cidr", "10.244.0.0/16"]);
-            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-            self.processes.push(Process::of(child)?);
+            self.processes.push(Process::of(kube_proxy::start(&self.lab, node, binary, mode)?)?);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ pub struct Options {
     contenders: Vec<String>,
     /// Only what has one of these in its name: connections, requests, throughput, datagrams, first-packet
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    only: Vec<String>,
+    loads: Vec<String>,
     /// Where the backend is: one-node, two-nodes [default: both; quick: one-node]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     topologies: Vec<String>,
@@ -167,10 +167,10 @@ impl Plan {
             .collect();
         ensure!(!places.is_empty(), "--topologies: there are one-node and two-nodes");
         let is_wanted = |measurement: &&Measurement| {
-            options.only.is_empty() || options.only.iter().any(|name| measurement.group.contains(name.as_str()))
+            options.loads.is_empty() || options.loads.iter().any(|name| measurement.group.contains(name.as_str()))
         };
         let measurements: Vec<_> = MEASUREMENTS.iter().filter(is_wanted).collect();
-        ensure!(!measurements.is_empty(), "--only: nothing is called {}", options.only.join(" or "));
+        ensure!(!measurements.is_empty(), "--loads: nothing is called {}", options.loads.join(" or "));
         Ok(Self {
             rounds: options.rounds.unwrap_or(if quick { 3 } else { 5 }).max(1),
             length: Duration::from_secs_f64(seconds),
