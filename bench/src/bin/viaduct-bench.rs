@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use viaduct_bench::traffic;
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use viaduct_bench::results::Samples;
+use viaduct_bench::{control_rules, facts, traffic};
 
 /// Measures Viaduct beside what users would pick instead.
 #[derive(Parser)]
@@ -17,6 +19,26 @@ struct Cli {
 enum Part {
     /// Connections, requests, streams and datagrams between pods, through a service and without
     Traffic(traffic::rounds::Options),
+    /// What a change of services costs
+    Control(Control),
+}
+
+#[derive(Args)]
+struct Control {
+    /// Fewer services, fewer rounds
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    rules: control_rules::Options,
+}
+
+impl Control {
+    fn run(&self) -> Result<()> {
+        let (sizes, rounds, changes) = if self.quick { (&[1000][..], 1, 5) } else { (&[1000, 10_000][..], 3, 10) };
+        let series = control_rules::series(&self.rules, sizes, rounds, changes)?;
+        let facts = facts::machine().into_iter().chain(control_rules::facts(&self.rules)).collect();
+        Samples { facts, series, ..Samples::new("control") }.write(&Samples::default_path("control"))
+    }
 }
 
 fn main() -> ExitCode {
@@ -25,6 +47,7 @@ fn main() -> ExitCode {
     }
     let outcome = match Cli::parse().part {
         Part::Traffic(options) => traffic::rounds::run(&options),
+        Part::Control(options) => options.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
