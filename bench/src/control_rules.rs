@@ -37,7 +37,7 @@ pub struct Options {
 
 /// More services than this are left out with iptables-nft: what it takes grows with the square of their chains, and would be
 /// most of an hour with ten times as many.
-const IPTABLES_NFT: u32 = 1000;
+const IPTABLES_NFT: u32 = 10_000;
 /// kube-proxy's time to program everything.
 const START: Duration = Duration::from_secs(900);
 

@@ -7,7 +7,8 @@ use std::ptr;
 
 use super::server::MESSAGE;
 
-const LENGTH: usize = 64;
+const LENGTH: u8 = 64;
+const MESSAGES: usize = LENGTH as usize;
 
 /// Datagrams of one size, to send or to receive.
 pub(super) struct Batch {
@@ -18,7 +19,7 @@ impl Batch {
     /// Copies of this one.
     #[must_use]
     pub(super) fn new(message: &[u8; MESSAGE]) -> Self {
-        Self { messages: vec![*message; LENGTH] }
+        Self { messages: vec![*message; MESSAGES] }
     }
 
     /// How many they are.
@@ -48,17 +49,17 @@ impl Batch {
     }
 
     fn call(&mut self, call: impl FnOnce(*mut libc::mmsghdr, u32) -> i32) -> io::Result<usize> {
-        let mut parts: [libc::iovec; LENGTH] = std::array::from_fn(|index| libc::iovec {
+        let mut parts: [libc::iovec; MESSAGES] = std::array::from_fn(|index| libc::iovec {
             iov_base: self.messages[index].as_mut_ptr().cast(),
             iov_len: MESSAGE,
         });
         // SAFETY: all zeros are a header without address, buffers and control data.
-        let mut headers: [libc::mmsghdr; LENGTH] = unsafe { std::mem::zeroed() };
+        let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
         for (header, part) in headers.iter_mut().zip(&mut parts) {
             header.msg_hdr.msg_iov = ptr::from_mut(part);
             header.msg_hdr.msg_iovlen = 1;
         }
-        let answer = call(headers.as_mut_ptr(), LENGTH as u32);
+        let answer = call(headers.as_mut_ptr(), LENGTH.into());
         usize::try_from(answer).map_err(|_| io::Error::last_os_error())
     }
 }

@@ -109,8 +109,8 @@ impl Contender {
 
 fn missing_arguments(arguments: &[&str]) -> Result<()> {
     let help = command::run(Command::new(agent::binary()?).args(["agent", "--help"]))?;
-    let flags = arguments.iter().filter(|argument| argument.starts_with("--"));
-    flags.map(|flag| help.contains(flag).then_some(()).with_context(|| format!("the agent knows no {flag}"))).collect()
+    let mut flags = arguments.iter().filter(|argument| argument.starts_with("--"));
+    flags.try_for_each(|flag| help.contains(flag).then_some(()).with_context(|| format!("the agent knows no {flag}")))
 }
 
 fn missing_program(program: &str, package: &str) -> Option<String> {
