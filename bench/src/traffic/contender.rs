@@ -117,3 +117,23 @@ fn missing_program(program: &str, package: &str) -> Option<String> {
     let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     (!found).then(|| format!("there is no {program}: apt install {package}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_contender_and_the_beginning_of_a_name_all_that_have_it() {
+        let names = |given: &[&str]| -> Result<Vec<&str>> {
+            let given: Vec<_> = given.iter().map(|name| (*name).to_owned()).collect();
+            let found = Contender::named(&given, Some(Path::new("/kube-proxy")))?;
+            Ok(found.into_iter().map(|contender| contender.name).collect())
+        };
+        assert_eq!(names(&["kube-proxy", "direct"]).unwrap(), ["direct", "kube-proxy-nftables", "kube-proxy-iptables"]);
+        assert_eq!(names(&["kube-proxy-nftables"]).unwrap(), ["kube-proxy-nftables"]);
+        let error = format!("{:#}", names(&["direct", "ipvs"]).unwrap_err());
+        assert!(error.contains("no contender is called ipvs: there are direct, viaduct,"), "{error}");
+        let error = Contender::named(&["kube-proxy".to_owned()], None).unwrap_err().to_string();
+        assert_eq!(error, "kube-proxy-nftables: no binary was given by --kube-proxy");
+    }
+}

@@ -20,7 +20,7 @@ const QUICK: [&str; 4] = [DIRECT, "viaduct", "viaduct-bypass", "nftables"];
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A look in a minute or two: fewer rounds, shorter samples, one node, 10,000 services, no iptables, no OVS
+    /// A look in a minute or two: fewer rounds, shorter samples, one node, 1,000 services, no iptables, no OVS
     #[arg(long)]
     quick: bool,
     /// How often everything is measured [default: 5; quick: 3]
@@ -29,7 +29,7 @@ pub struct Options {
     /// Length of a sample in seconds [default: 3; quick: 0.5]
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Numbers of services [default: 1,10000; quick: 10000]
+    /// Numbers of services [default: 1,10000; quick: 1000]
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
     services: Vec<u32>,
     /// Who is compared, by name or its beginning [default: everybody that is there; quick: direct,viaduct,viaduct-bypass,nftables]
@@ -150,7 +150,7 @@ impl Plan {
             [] => full.to_vec(),
             given => given.to_vec(),
         };
-        let services = or(&options.services, &[10_000], &[1, 10_000]);
+        let services = or(&options.services, &[1000], &[1, 10_000]);
         ensure!(services.iter().all(|services| (1..=50_000).contains(services)), "--services: from 1 to 50000");
         let mut names = options.contenders.clone();
         let mut contenders = Contender::named(&names, options.kube_proxy.as_deref())?;
