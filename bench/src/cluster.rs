@@ -4,15 +4,12 @@
 //! One Service is ours: its single endpoint is one of the two pods, in turn. The others are generated, and their endpoints
 //! are nowhere.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use viaduct_tests::manifests::Manifest as _;
 use viaduct_tests::{
@@ -20,14 +17,10 @@ use viaduct_tests::{
 };
 
 use crate::process::cpu_time;
+use crate::seen::{self, PORT, Seen};
 
 /// Endpoints of each generated Service.
 pub const ENDPOINTS: u32 = 10;
-/// Where clients dial the Service that is ours.
-const OURS: &str = "10.111.0.1";
-/// The pods that are its endpoints in turn, and what they answer with: their index.
-const BACKENDS: [&str; 2] = ["blue", "green"];
-const PORT: u16 = 8080;
 /// An agent has so long to start.
 const START: Duration = Duration::from_secs(60);
 
@@ -57,32 +50,19 @@ pub struct Start {
     pub cpu: Duration,
 }
 
-/// What a client has seen of changes.
-#[derive(Debug, Default)]
-pub struct Seen {
-    /// From a change, just before the API server has it, until a connection to the new endpoint was there.
-    pub changes: Vec<Duration>,
-    /// Of the connections between the changes, how long each took: what a busy machine adds is in these too.
-    pub connections: Vec<Duration>,
-}
-
 impl Cluster {
     /// With so many generated Services.
     ///
     /// # Errors
     /// When the lab cannot be built.
     pub fn new(services: u32) -> Result<Self> {
-        let pods = ["client"].into_iter().chain(BACKENDS);
-        let lab = Lab::builder().node("node1", Topology::Routed, pods).api().pcap(false).build()?;
-        for (name, answer) in BACKENDS.into_iter().zip(0_u8..) {
-            let address = SocketAddr::new(lab.pod(name).address(), PORT);
-            let listener = lab.pod(name).namespace().run(|| TcpListener::bind(address))?;
-            thread::spawn(move || serve(&listener, answer));
-        }
+        let lab = Lab::builder().node("node1", Topology::Routed, seen::PODS).api().pcap(false).build()?;
+        seen::serve(&lab)?;
         let objects: Vec<_> = apiserver::cluster(services, ENDPOINTS).map(as_a_cluster_writes_it).collect();
         let changing = objects.iter().filter(|object| object["kind"] == "EndpointSlice").take(1000).cloned().collect();
         lab.api().fill(objects)?;
-        lab.api().apply(&ServiceManifest::new("bench", "ours").cluster_ip(OURS).port("http", Tcp, 80))?;
+        lab.api()
+            .apply(&ServiceManifest::new("bench", "ours").cluster_ip(&seen::VIP.to_string()).port("http", Tcp, 80))?;
         let cluster = Self { lab, changing };
         cluster.lead_to(0)?;
         Ok(cluster)
@@ -175,63 +155,20 @@ impl Cluster {
     /// # Errors
     /// When a connection fails, or goes to the former endpoint after one went to the new one.
     pub fn changes_seen(&self, count: u32) -> Result<Seen> {
-        let address = SocketAddr::new(OURS.parse()?, 80);
-        let wait_until_answers = |endpoint: u8| -> Result<Instant> {
-            let begun = Instant::now();
-            loop {
-                let (connected, answer) = ask(address)?;
-                if answer == endpoint {
-                    return Ok(connected);
-                }
-                ensure!(begun.elapsed() < START, "connections still go to {}", BACKENDS[usize::from(answer)]);
-            }
-        };
-        self.lab.pod("client").namespace().run(|| {
-            self.lead_to(0)?;
-            wait_until_answers(0)?;
-            let mut seen = Seen::default();
-            for number in 1..=count {
-                let endpoint = u8::try_from(number % 2)?;
-                let begun = Instant::now();
-                self.lead_to(endpoint)?;
-                seen.changes.push(wait_until_answers(endpoint)? - begun);
-                // Of different length, so as not to fall into step with the other changes.
-                let pause = Duration::from_micros(10_000 + u64::from(number * 7919 % 10_000));
-                while begun.elapsed() < pause {
-                    let asked = Instant::now();
-                    let (connected, answer) = ask(address)?;
-                    ensure!(answer == endpoint, "a connection went back to {}", BACKENDS[usize::from(answer)]);
-                    seen.connections.push(connected - asked);
-                }
-            }
-            Ok(seen)
-        })
+        seen::changes(&self.lab, count, |endpoint| self.lead_to(endpoint))
+    }
+
+    /// The lab.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
     }
 
     fn lead_to(&self, endpoint: u8) -> Result<()> {
-        let pod = self.lab.pod(BACKENDS[usize::from(endpoint)]);
+        let pod = seen::backend(&self.lab, endpoint);
         let slice = EndpointSliceManifest::new("bench", "ours").port("http", Tcp, PORT).pods([pod]);
         self.api().apply_value(as_a_cluster_writes_it(slice.object().clone()))
     }
-}
-
-/// Answers each connection with one byte.
-fn serve(listener: &TcpListener, answer: u8) {
-    for mut stream in listener.incoming().flatten() {
-        // A client that is gone misses nothing.
-        let _ = stream.write_all(&[answer]);
-    }
-}
-
-/// When a new connection was there, and who answered.
-fn ask(address: SocketAddr) -> Result<(Instant, u8)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).context("a connection failed")?;
-    let connected = Instant::now();
-    let mut answer = [0];
-    stream.read_exact(&mut answer).context("no answer")?;
-    // A reset in the end: nothing waits with the port, of which there are not so many.
-    setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
-    Ok((connected, answer[0]))
 }
 
 /// The newest line of this message in a log of JSON.

@@ -1,6 +1,9 @@
 //! What the benches share: how long they measure, and what to measure with.
 //!
-//! - [`cluster`], [`process`], [`spread`]: a real agent that reads from an API server;
+//! - [`cluster`], [`seen`], [`process`], [`spread`]: a real agent that reads from an API server;
+//! - [`control_rules`]: what changes cost others;
+//! - [`traffic`]: connections, requests and datagrams through services of Viaduct and of others;
+//! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave, and the report reads;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
 //!   share an endpoint.
 
@@ -19,8 +22,14 @@ use lb_userspace::model::{
 use lb_userspace::state::{Found, Limits, State};
 
 pub mod cluster;
+pub mod control_rules;
+pub mod facts;
+pub mod kube_proxy;
 pub mod process;
+pub mod results;
+pub mod seen;
 pub mod spread;
+pub mod traffic;
 
 /// Services of the large cluster.
 pub const SERVICES: u32 = 5000;

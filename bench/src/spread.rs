@@ -15,6 +15,12 @@ impl Spread {
         Self(sorted)
     }
 
+    /// Whether nothing was measured.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The least measurement that so many percent of all do not exceed.
     #[must_use]
     pub fn percentile(&self, percent: usize) -> Duration {

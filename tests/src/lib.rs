@@ -32,6 +32,7 @@
 //!
 //! - [`agent`]: `viaduct agent` processes: start and wait until ready, stop, kill; the CLI on a node.
 //! - [`apiserver`]: a Kubernetes API server that a test fills, and that fails on demand.
+//! - [`cgroup`]: cgroups of their own for an agent's programs and who is to meet them.
 //! - [`daemonset`]: what an agent in a cluster is given.
 //! - [`page`]: health and metrics of an agent.
 //! - [`manifests`]: Service and EndpointSlice YAML as `kubectl get -o yaml` prints it.
@@ -57,6 +58,7 @@ pub mod addresses;
 pub mod agent;
 pub mod apiserver;
 pub mod build;
+pub mod cgroup;
 pub mod client;
 pub mod command;
 pub mod daemonset;

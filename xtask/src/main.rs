@@ -1,5 +1,6 @@
-//! `cargo xtask`: set-up, build, demo and tests, each one command on a machine that has nothing but Rust.
+//! `cargo xtask`: set-up, build, demo, tests and benchmarks, each one command on a machine that has nothing but Rust.
 
+mod bench;
 mod image;
 mod kernels;
 mod manifests;
@@ -57,6 +58,8 @@ enum Command {
     },
     /// Run all checks and tests, up to the first step that fails
     Test(suite::Options),
+    /// Measure Viaduct beside what users would pick instead, and write a report
+    Bench(bench::Options),
     /// Boot stock Debian kernels in QEMU and run the smoke test of the lab, or a command, in them
     Kernels(kernels::Options),
     /// Build the agent's container image, as an OCI archive
@@ -101,6 +104,7 @@ fn run(command: Command) -> Result<ExitCode> {
             return Err(error).with_context(|| format!("cannot run {}", fuzz.display()));
         }
         Command::Test(options) => return suite::run(&options),
+        Command::Bench(options) => return bench::run(&options),
         Command::Kernels(options) => return kernels::run(&options),
         Command::Image(options) => image::run(&options)?,
         Command::Manifests => {

@@ -23,7 +23,7 @@ pub use self::arrivals::{Arrival, Arrivals};
 pub use self::datagrams::{Datagrams, Exchanged};
 pub use self::flood::{Flood, Flooded, Opening};
 pub use self::flush::flush_flows;
-pub use self::kube_proxy::{KubeProxy, KubeProxyService};
+pub use self::kube_proxy::{KubeProxy, KubeProxyMode, KubeProxyService};
 pub use self::server::{Served, Server};
 pub use self::steady::{Outcome, Steady};
 

@@ -125,8 +125,11 @@ pub(crate) fn manifests(
 /// The TCP port of a service.
 pub(crate) fn for_kube_proxy(lab: &Lab, service: Service, backends: &[&str]) -> Vec<KubeProxyService> {
     let endpoint = |pod: &&str, vip: &SocketAddr| SocketAddr::new(lab.pod(pod).address_of(Family::of(vip.ip())), PORT);
-    let of =
-        |vip: SocketAddr| KubeProxyService { vip, endpoints: backends.iter().map(|pod| endpoint(pod, &vip)).collect() };
+    let of = |vip: SocketAddr| KubeProxyService {
+        vip,
+        protocol: Tcp,
+        endpoints: backends.iter().map(|pod| endpoint(pod, &vip)).collect(),
+    };
     vips(service, 80).into_iter().map(of).collect()
 }
 

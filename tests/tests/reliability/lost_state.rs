@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use viaduct_tests::needs_root;
-use viaduct_tests::traffic::{KubeProxy, Outcome, flush_flows};
+use viaduct_tests::traffic::{KubeProxy, KubeProxyMode, Outcome, flush_flows};
 
 use super::cluster::{Cluster, INTERVAL, shown};
 use super::promises::{LOST_STATE, factor};
@@ -28,7 +28,8 @@ fn a_thousand_connections_outlive_the_flow_tables_being_flushed_every_second() {
     drop(cluster);
 
     let cluster = Cluster::new();
-    let kube_proxy = KubeProxy::start(cluster.node().namespace(), &cluster.for_kube_proxy()).unwrap();
+    let kube_proxy =
+        KubeProxy::start(cluster.node().namespace(), KubeProxyMode::IptablesNft, &cluster.for_kube_proxy()).unwrap();
     let of_kube_proxy = during(&cluster, SHORT, Duration::ZERO, &mut || kube_proxy.flush().unwrap());
     println!("kube-proxy's iptables rules and conntrack -F: {}", shown(&of_kube_proxy));
     assert!(!of_kube_proxy.broken.is_empty(), "the traffic shows nothing");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use std::{fmt, thread};
 
-use viaduct_tests::traffic::{Arrival, Arrivals, KubeProxy};
+use viaduct_tests::traffic::{Arrival, Arrivals, KubeProxy, KubeProxyMode};
 use viaduct_tests::{Family, Lab, Namespace, Topology, addresses, command, needs_root};
 
 use super::cluster::{FAMILIES, WEB, apply, for_kube_proxy, serve, vips};
@@ -34,7 +34,7 @@ fn a_silent_node_costs_a_new_connection_one_retransmission_at_most() {
     apply(&lab, WEB, &BACKENDS);
     let _agent = lab.node("node1").start_agent().unwrap();
     let services = for_kube_proxy(&lab, WEB, &BACKENDS);
-    let _kube_proxy = KubeProxy::start(lab.node("node2").namespace(), &services).unwrap();
+    let _kube_proxy = KubeProxy::start(lab.node("node2").namespace(), KubeProxyMode::IptablesNft, &services).unwrap();
     let uplink = Uplink::of(&lab, 3);
 
     let start = |client| Arrivals::start(lab.pod(client).namespace(), &vips(WEB, 80), PER_SECOND, PATIENCE);

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use lb_userspace::dataplane::Pins;
 use lb_userspace::dataplane::attach::cgroup::PROGRAMS;
+use viaduct_tests::cgroup::OwnCgroup;
 use viaduct_tests::deadline::SYNC;
 use viaduct_tests::{Node, command, http_get, needs_root, scaled, wait_until};
 
-use crate::traffic::OwnCgroup;
 use crate::{Cluster, DNS, WEB, Way, ask, ask_peer};
 
 /// The pins of a node's links at sockets, with the ids of the links and of the programs behind them.
@@ -87,7 +87,7 @@ fn sockets_are_served_while_agents_are_killed_and_come_again_and_the_links_stay_
 fn an_agent_with_another_option_corrects_what_is_attached() {
     needs_root!();
     let cluster = Cluster::without_agents();
-    let cgroup = OwnCgroup::make(cluster.lab.name());
+    let cgroup = OwnCgroup::make(cluster.lab.name()).unwrap();
     let node = cluster.node();
     let mut seen = Vec::new();
     let options: [&[&str]; 6] = [

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
 use lb_userspace::dataplane::{Maps, Pins};
+use viaduct_tests::cgroup::OwnCgroup;
 use viaduct_tests::{
     Family, Node, assert_even, bulk_http, bulk_udp, command, http_get, needs_root, scaled, wait_until,
 };
@@ -137,12 +137,12 @@ fn sockets_of_pods_and_of_nodes_without_an_agent_are_left_alone() {
 fn with_all_sockets_pods_are_served_at_theirs_and_their_packets_are_not_touched() {
     needs_root!();
     let cluster = Cluster::without_agents();
-    let cgroup = OwnCgroup::make(cluster.lab.name());
+    let cgroup = OwnCgroup::make(cluster.lab.name()).unwrap();
     cluster.node().start_agent_with(&["--socket-lb", "all", "--cgroup-root", cgroup.path()]).unwrap();
     for (address, family) in [("10.96.0.10", Family::V4), ("[fd00:10:96::10]", Family::V6)] {
         for client in [cluster.lab.pod("client").namespace(), cluster.node().namespace()] {
             let mut curl = client.command("curl");
-            cgroup.join(&mut curl);
+            cgroup.join(&mut curl).unwrap();
             curl.args(["-sS", "--max-time", "5", "-w", "%{remote_ip}", &format!("http://{address}/")]);
             let output = command::run(&mut curl).unwrap();
             assert!(output.contains("backend: backend"), "{output}");
@@ -156,37 +156,4 @@ fn with_all_sockets_pods_are_served_at_theirs_and_their_packets_are_not_touched(
     let to: SocketAddr = Way::V4.vip(WEB.0, WEB.1);
     http_get(cluster.lab.pod("client").namespace(), to).unwrap();
     assert_eq!(maps.v4.all_flows().unwrap().len(), 2);
-}
-
-/// A cgroup below the root, gone with its processes.
-pub(crate) struct OwnCgroup(String);
-
-impl OwnCgroup {
-    pub(crate) fn make(name: &str) -> Self {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup2 is mounted");
-        let path = format!("{}/{name}", mount.split(' ').nth(4).unwrap());
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    pub(crate) fn path(&self) -> &str {
-        &self.0
-    }
-
-    /// Makes a command run in it.
-    fn join(&self, command: &mut Command) {
-        let file = std::fs::OpenOptions::new().write(true).open(format!("{}/cgroup.procs", self.0)).unwrap();
-        // SAFETY: between fork and exec one system call is made, which allocates nothing.
-        unsafe { command.pre_exec(move || nix::unistd::write(&file, b"0").map(drop).map_err(Into::into)) };
-    }
-}
-
-impl Drop for OwnCgroup {
-    fn drop(&mut self) {
-        let gone = wait_until("the cgroup is empty", Duration::from_secs(5), || std::fs::remove_dir(&self.0).ok());
-        if let Err(error) = gone {
-            eprintln!("{}: {error:#}", self.0);
-        }
-    }
 }
