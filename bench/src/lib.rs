@@ -1,6 +1,7 @@
 //! What the benches share: how long they measure, and what to measure with.
 //!
 //! - [`cluster`], [`process`], [`spread`]: a real agent that reads from an API server;
+//! - [`results`]: the samples that parts of `cargo xtask bench` leave, and the report reads;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
 //!   share an endpoint.
 
@@ -20,6 +21,7 @@ use lb_userspace::state::{Found, Limits, State};
 
 pub mod cluster;
 pub mod process;
+pub mod results;
 pub mod spread;
 
 /// Services of the large cluster.
