@@ -20,6 +20,7 @@ use lb_userspace::model::{
 use lb_userspace::state::{Found, Limits, State};
 
 pub mod cluster;
+pub mod path;
 pub mod process;
 pub mod results;
 pub mod spread;

@@ -1,0 +1,33 @@
+//! `viaduct-bench`: the parts of `cargo xtask bench`, one by one.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Viaduct beside what it could be compared with.
+#[derive(Parser)]
+#[command(name = "viaduct-bench")]
+struct Cli {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// What a packet costs in the kernel programs, beside the least that it could cost
+    Path(viaduct_bench::path::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().part {
+        Part::Path(options) => viaduct_bench::path::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Not by returning the error: that would print a backtrace where RUST_BACKTRACE is set, and bury the message.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
