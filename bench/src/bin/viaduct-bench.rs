@@ -16,11 +16,14 @@ struct Cli {
 enum Part {
     /// What a packet costs in the kernel programs, beside the least that it could cost
     Path(viaduct_bench::path::Options),
+    /// Tables and plots of what the parts have left
+    Report(viaduct_bench::report::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().part {
         Part::Path(options) => viaduct_bench::path::run(&options),
+        Part::Report(options) => viaduct_bench::report::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,136 @@
+//! Which plots there are of a part.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::figures::{Part, Ratio, distinct, parameter, without};
+use crate::results::Series;
+
+mod draw;
+
+pub use draw::{Line, Panel, Point, Row, growth, ratios};
+
+/// Draws the plots of a part. Their titles and files.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn draw(part: &Part, folder: &Path) -> Result<Vec<(String, String)>> {
+    let plots = match part.samples.part.as_str() {
+        "packet_path" => packet_path(part)?,
+        "control" => control(part)?,
+        _ => traffic(part)?,
+    };
+    plots
+        .into_iter()
+        .map(|(title, svg)| {
+            let words: Vec<_> = title.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+            let file = format!("{}.svg", words.join("-").to_lowercase());
+            let path = folder.join(&file);
+            fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok((title, file))
+        })
+        .collect()
+}
+
+type Drawn = (String, String);
+
+/// Growth over flows and over services, of packets that follow a flow and of those that open one.
+fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
+    let panel = |group: &str, family: &str, along: &str, fixed: (&str, &str), title: String| {
+        let of = |name: &str| {
+            let is_of = |series: &&Series| {
+                series.name == name
+                    && parameter(series, "family") == Some(family)
+                    && parameter(series, "protocol") == Some("TCP")
+                    && parameter(series, fixed.0) == Some(fixed.1)
+            };
+            let points = part.of(group).filter(is_of).filter_map(|series| point(series, along)).collect();
+            Line { name: name.to_owned(), points }
+        };
+        Panel { title, lines: ["viaduct", "floor"].map(of).into() }
+    };
+    let mut plots = Vec::new();
+    for (group, what) in [("established", "An established packet"), ("first packet", "A first packet")] {
+        for (along, fixed, told) in
+            [("flows", ("services", "1000"), "1,000 services"), ("services", ("flows", "10000"), "10,000 flows")]
+        {
+            let panels: Vec<_> = ["IPv4", "IPv6"]
+                .map(|family| panel(group, family, along, fixed, format!("{family}, TCP, {told}")))
+                .into_iter()
+                .filter(Panel::is_worth_drawing)
+                .collect();
+            if panels.is_empty() {
+                continue;
+            }
+            let title = format!("{what} by {along}");
+            plots.push((title.clone(), growth(&title, &panels, along, "nanoseconds", false)?));
+        }
+    }
+    Ok(plots)
+}
+
+/// A plot for each group, over services.
+fn control(part: &Part) -> Result<Vec<Drawn>> {
+    let mut plots = Vec::new();
+    for group in part.groups() {
+        let lines = part.names(group).into_iter().map(|name| {
+            let of = part.of(group).filter(|series| series.name == name);
+            Line { name: name.to_owned(), points: of.filter_map(|series| point(series, "services")).collect() }
+        });
+        let unit = part.of(group).next().map_or("", |series| series.unit.as_str());
+        let panel = Panel { title: String::new(), lines: lines.collect() };
+        if panel.is_worth_drawing() {
+            let title = format!("Control: {group}");
+            plots.push((title.clone(), growth(&title, &[panel], "services", unit, true)?));
+        }
+    }
+    Ok(plots)
+}
+
+fn point(series: &Series, along: &str) -> Option<Point> {
+    let x = parameter(series, along)?.parse().ok()?;
+    let all = Ratio::of(series.samples.iter().flatten().copied().collect())?;
+    Some(Point { x, median: all.median, least: all.least, most: all.most })
+}
+
+/// Ratios to direct traffic: for each topology and number of services one plot of what is better when it is more, and one of
+/// the rest.
+fn traffic(part: &Part) -> Result<Vec<Drawn>> {
+    let mut plots = Vec::new();
+    let place = |series: &Series| {
+        [parameter(series, "topology").unwrap_or_default(), parameter(series, "services").unwrap_or_default()]
+            .map(str::to_owned)
+    };
+    for [topology, services] in distinct(part.samples.series.iter().map(place)) {
+        for (more_is_better, what) in [(true, "Speed"), (false, "Cost")] {
+            let here: Vec<_> = part
+                .samples
+                .series
+                .iter()
+                .filter(|series| place(series) == [topology.clone(), services.clone()])
+                .filter(|series| series.more_is_better == more_is_better && series.name != "direct")
+                .collect();
+            let rows = distinct(here.iter().map(|series| row_name(series)));
+            let rows = rows.into_iter().map(|name| {
+                let of = here.iter().filter(|series| row_name(series) == name);
+                Row { points: of.filter_map(|series| Some((series.name.clone(), part.ratio(series)?))).collect(), name }
+            });
+            let rows: Vec<_> = rows.filter(|row| !row.points.is_empty()).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let title = format!("{what} as a ratio to direct, {}, {services} services", topology.replace('-', " "));
+            let better = if more_is_better { "more is better" } else { "less is better" };
+            plots.push((title.clone(), ratios(&title, better, &rows)?));
+        }
+    }
+    Ok(plots)
+}
+
+/// The group, with what else tells it from others.
+fn row_name(series: &Series) -> String {
+    let rest = without(series, "topology").into_iter().filter(|(name, _)| name != "services");
+    rest.fold(series.group.clone(), |name, (parameter, value)| format!("{name}, {parameter} {value}"))
+}
