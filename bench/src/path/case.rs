@@ -157,7 +157,12 @@ impl Case {
         ensure!(ran.answer == answer, "{}: {turn:?} answers with {}", self.name, ran.answer);
         if counts {
             let opened = world.connections()? - before;
-            ensure!(opened == u64::from(self.runs), "{}: {} runs have opened {opened} connections", self.name, self.runs);
+            ensure!(
+                opened == u64::from(self.runs),
+                "{}: {} runs have opened {opened} connections",
+                self.name,
+                self.runs
+            );
         }
         Ok(nanoseconds)
     }

@@ -159,7 +159,10 @@ impl Harness {
         // The mark is set by the program.
         let ran = test_run(restore, &self.frame, SkBuff::new(0, LO, LO), false, runs)?;
         let taken = processor_time()? - begun;
-        ensure!(ran.frame.len() == self.frame.len(), "a program has changed the length of a packet: the next is not fresh");
+        ensure!(
+            ran.frame.len() == self.frame.len(),
+            "a program has changed the length of a packet: the next is not fresh"
+        );
         Ok((ran, taken.as_secs_f64() * 1e9 / f64::from(runs)))
     }
 

@@ -14,6 +14,8 @@ pub mod packets;
 pub mod tables;
 pub mod world;
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -89,8 +91,11 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(viaduct_tests::is_root(), "the packet path is measured by BPF_PROG_TEST_RUN, which needs root");
     world::enter()?;
     let rounds = options.rounds.unwrap_or(if options.quick { 7 } else { 15 });
-    let mut samples = Samples::new("packet_path");
-    println!("{:<28} {:<4} {:<4} {:>8} {:>8} {:>10} {:>9} {:>24}", "nanoseconds", "", "", "flows", "services", "viaduct", "floor", "ratio (least to most)");
+    let mut samples = Samples { facts: facts(), ..Samples::new("packet_path") };
+    println!(
+        "{:<28} {:<4} {:<4} {:>8} {:>8} {:>10} {:>9} {:>24}",
+        "nanoseconds", "", "", "flows", "services", "viaduct", "floor", "ratio (least to most)"
+    );
     for plan in plans(options.quick) {
         let most = plan.flows.iter().copied().max().unwrap_or(1);
         let size = Size {
@@ -107,6 +112,25 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     samples.write(&options.out.clone().unwrap_or_else(|| Samples::default_path("packet_path")))
+}
+
+fn facts() -> BTreeMap<String, String> {
+    let mut facts = crate::facts::machine();
+    let known = [
+        ("JIT", "/proc/sys/net/core/bpf_jit_enable"),
+        ("returns in the kernel", "/sys/devices/system/cpu/vulnerabilities/spec_rstack_overflow"),
+        ("indirect branches in the kernel", "/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
+    ];
+    for (name, path) in known {
+        if let Ok(value) = fs::read_to_string(path) {
+            facts.insert(name.to_owned(), value.trim().to_owned());
+        }
+    }
+    facts.insert(
+        "tables".to_owned(),
+        format!("{TABLE} entries for flows, {LARGE_TABLE} with a million flows, {HALF_OPEN} for half-open ones"),
+    );
+    facts
 }
 
 fn measure(world: &mut World, flows: u32, rounds: usize, only: Option<&str>, samples: &mut Samples) -> Result<()> {
@@ -155,7 +179,8 @@ fn measure(world: &mut World, flows: u32, rounds: usize, only: Option<&str>, sam
         }
     }
     for case in &cases {
-        let of = |turn| found.series.iter().find(|known| known.group == case.name && known.name == series(case, turn).name);
+        let of =
+            |turn| found.series.iter().find(|known| known.group == case.name && known.name == series(case, turn).name);
         print(case.name, &parameters, of(Turn::Program), of(Turn::Floor));
     }
     samples.series.extend(found.series);
@@ -169,7 +194,8 @@ fn print(name: &str, parameters: &[(&str, String); 4], program: Option<&Series>,
     print!("{name:<28} {family:<4} {protocol:<4} {flows:>8} {services:>8} {ns:>10.1}");
     if let Some(floor) = floor {
         let ratios = program.ratios(floor);
-        let (least, most) = ratios.iter().fold((f64::MAX, f64::MIN), |(least, most), &ratio| (least.min(ratio), most.max(ratio)));
+        let (least, most) =
+            ratios.iter().fold((f64::MAX, f64::MIN), |(least, most), &ratio| (least.min(ratio), most.max(ratio)));
         print!(" {:>9.1}", floor.median().unwrap_or_default());
         print!(" {:>8.2} ({least:.2} to {most:.2})", median(ratios).unwrap_or_default());
     }

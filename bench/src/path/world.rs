@@ -120,8 +120,7 @@ impl World {
             let (address, port) = (self.dialled(number).ip(), self.dialled(number).port());
             let frontend = Frontend { address, port, protocol, scope: Scope::Cluster };
             let object = ObjectName::new("default", &format!("service-{number:05}"));
-            let name =
-                ServicePortName { object, port: "".into(), protocol, family, endpoints: TrafficPolicy::Cluster };
+            let name = ServicePortName { object, port: "".into(), protocol, family, endpoints: TrafficPolicy::Cluster };
             let endpoints = if number < services { ENDPOINTS } else { 0 };
             let addresses = (0..endpoints).map(|endpoint| packets::endpoint(family, number, endpoint));
             let backends = addresses.map(|address| Backend { address, terminating: false }).collect();

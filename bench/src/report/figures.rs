@@ -39,9 +39,7 @@ impl Part {
     /// The series of this group, name and parameters.
     #[must_use]
     pub fn find(&self, group: &str, name: &str, parameters: &[(String, String)]) -> Option<&Series> {
-        let is_it = |series: &&Series| {
-            series.group == group && series.name == name && series.parameters == parameters
-        };
+        let is_it = |series: &&Series| series.group == group && series.name == name && series.parameters == parameters;
         self.samples.series.iter().find(is_it)
     }
 
@@ -85,10 +83,11 @@ pub fn parameter<'a>(series: &'a Series, name: &str) -> Option<&'a str> {
     series.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
 }
 
-/// The same parameters, but for this one.
+/// The group of a series, with what else than topology and services tells it from others.
 #[must_use]
-pub fn without(series: &Series, name: &str) -> Vec<(String, String)> {
-    series.parameters.iter().filter(|(known, _)| known != name).cloned().collect()
+pub fn row_name(series: &Series) -> String {
+    let rest = series.parameters.iter().filter(|(name, _)| !["topology", "services"].contains(&name.as_str()));
+    rest.fold(series.group.clone(), |told, (name, value)| format!("{told}, {name} {value}"))
 }
 
 /// Each once, in the order in which they come.
@@ -101,16 +100,39 @@ pub fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     })
 }
 
+/// Each once, by their numbers.
+pub fn sorted<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut all = distinct(values);
+    all.sort_by_key(|value| value.parse::<u64>().unwrap_or_default());
+    all
+}
+
 /// A number with three digits that count, and the thousands apart.
 #[must_use]
 pub fn number(value: f64) -> String {
-    let digits = if value.abs() >= 99.95 { 0 } else if value.abs() >= 9.995 { 1 } else { 2 };
+    let digits = if value.abs() >= 99.95 {
+        0
+    } else if value.abs() >= 9.995 {
+        1
+    } else {
+        2
+    };
     let text = format!("{value:.digits$}");
     let (whole, fraction) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
     let (sign, whole) = whole.strip_prefix('-').map_or(("", whole), |whole| ("-", whole));
     let grouped: Vec<_> = whole.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group)).collect();
     let fraction = fraction.map(|fraction| format!(".{fraction}")).unwrap_or_default();
     format!("{sign}{}{fraction}", grouped.join(","))
+}
+
+/// A count of things as people write it: "1 service", "10,000 services"; without things, the number alone.
+#[must_use]
+pub fn count(text: &str, of: &str) -> String {
+    let Ok(value) = text.parse::<u64>() else { return text.to_owned() };
+    let digits = value.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group)).collect();
+    let plural = if value == 1 || of.is_empty() { "" } else { "s" };
+    format!("{} {of}{plural}", groups.join(",")).trim_end().to_owned()
 }
 
 /// A figure in a unit that people read: 9.26 Gbit/s for 9264012310 bit/s.
@@ -139,6 +161,7 @@ mod tests {
     fn numbers_have_three_digits_that_count() {
         let told = [0.0123, 1.0, 9.999, 12.34, 99.96, 1234.5, 1_234_567.0, -1234.5].map(number);
         assert_eq!(told, ["0.01", "1.00", "10.0", "12.3", "100", "1,234", "1,234,567", "-1,234"]);
+        assert_eq!([count("1", "flow"), count("10000", "flow"), count("999", "")], ["1 flow", "10,000 flows", "999"]);
         assert_eq!(figure(9_264_012_310.0, "bit/s"), "9.26 Gbit/s");
         assert_eq!(figure(15_521.0, "1/s"), "15,521/s");
         assert_eq!(figure(1500.0, "us"), "1.50 ms");

@@ -36,9 +36,10 @@ pub const PARTS: [&str; 3] = ["packet_path", "traffic", "control"];
 /// When there is no part, or the folder cannot be written to.
 pub fn run(options: &Options) -> Result<()> {
     let parts = read(options.input.as_deref())?;
-    let folder = options.out.clone().unwrap_or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("performance")
-    });
+    let folder = options
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("performance"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut text = tables::head(&parts);
     for part in &parts {

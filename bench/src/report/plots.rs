@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::figures::{Part, Ratio, distinct, parameter, without};
+use super::figures::{Part, Ratio, count, distinct, parameter, row_name};
 use crate::results::Series;
 
 mod draw;
@@ -46,8 +46,7 @@ fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
                     && parameter(series, "protocol") == Some("TCP")
                     && parameter(series, fixed.0) == Some(fixed.1)
             };
-            let points = part.of(group).filter(is_of).filter_map(|series| point(series, along)).collect();
-            Line { name: name.to_owned(), points }
+            line(name, part.of(group).filter(is_of), along)
         };
         Panel { title, lines: ["viaduct", "floor"].map(of).into() }
     };
@@ -75,11 +74,16 @@ fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
 fn control(part: &Part) -> Result<Vec<Drawn>> {
     let mut plots = Vec::new();
     for group in part.groups() {
-        let lines = part.names(group).into_iter().map(|name| {
-            let of = part.of(group).filter(|series| series.name == name);
-            Line { name: name.to_owned(), points: of.filter_map(|series| point(series, "services")).collect() }
-        });
-        let unit = part.of(group).next().map_or("", |series| series.unit.as_str());
+        let lines = part
+            .names(group)
+            .into_iter()
+            .map(|name| line(name, part.of(group).filter(|series| series.name == name), "services"));
+        let unit = match part.of(group).next().map_or("", |series| series.unit.as_str()) {
+            "s" => "seconds",
+            "us" => "microseconds",
+            "ms" => "milliseconds",
+            other => other,
+        };
         let panel = Panel { title: String::new(), lines: lines.collect() };
         if panel.is_worth_drawing() {
             let title = format!("Control: {group}");
@@ -89,27 +93,36 @@ fn control(part: &Part) -> Result<Vec<Drawn>> {
     Ok(plots)
 }
 
+fn line<'a>(name: &str, series: impl Iterator<Item = &'a Series>, along: &str) -> Line {
+    let mut points: Vec<_> = series.filter_map(|series| point(series, along)).collect();
+    points.sort_by(|one, other| one.x.total_cmp(&other.x));
+    Line { name: name.to_owned(), points }
+}
+
 fn point(series: &Series, along: &str) -> Option<Point> {
     let x = parameter(series, along)?.parse().ok()?;
     let all = Ratio::of(series.samples.iter().flatten().copied().collect())?;
     Some(Point { x, median: all.median, least: all.least, most: all.most })
 }
 
-/// Ratios to direct traffic: for each topology and number of services one plot of what is better when it is more, and one of
-/// the rest.
+/// Ratios to direct traffic, with the most services: for each topology one plot of what is better when it is more, and one of the
+/// rest.
 fn traffic(part: &Part) -> Result<Vec<Drawn>> {
     let mut plots = Vec::new();
     let place = |series: &Series| {
         [parameter(series, "topology").unwrap_or_default(), parameter(series, "services").unwrap_or_default()]
             .map(str::to_owned)
     };
-    for [topology, services] in distinct(part.samples.series.iter().map(place)) {
+    let places = distinct(part.samples.series.iter().map(place));
+    let size = |services: &str| services.parse::<u64>().unwrap_or_default();
+    let most = places.iter().map(|[_, services]| size(services)).max();
+    for [topology, services] in places.iter().filter(|[_, services]| Some(size(services)) == most) {
         for (more_is_better, what) in [(true, "Speed"), (false, "Cost")] {
             let here: Vec<_> = part
                 .samples
                 .series
                 .iter()
-                .filter(|series| place(series) == [topology.clone(), services.clone()])
+                .filter(|series| place(series) == [topology.as_str(), services])
                 .filter(|series| series.more_is_better == more_is_better && series.name != "direct")
                 .collect();
             let rows = distinct(here.iter().map(|series| row_name(series)));
@@ -121,16 +134,11 @@ fn traffic(part: &Part) -> Result<Vec<Drawn>> {
             if rows.is_empty() {
                 continue;
             }
-            let title = format!("{what} as a ratio to direct, {}, {services} services", topology.replace('-', " "));
+            let services = count(services, "service");
+            let title = format!("{what} as a ratio to direct, {}, {services}", topology.replace('-', " "));
             let better = if more_is_better { "more is better" } else { "less is better" };
             plots.push((title.clone(), ratios(&title, better, &rows)?));
         }
     }
     Ok(plots)
-}
-
-/// The group, with what else tells it from others.
-fn row_name(series: &Series) -> String {
-    let rest = without(series, "topology").into_iter().filter(|(name, _)| name != "services");
-    rest.fold(series.group.clone(), |name, (parameter, value)| format!("{name}, {parameter} {value}"))
 }

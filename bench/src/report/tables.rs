@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::{Part, distinct, figure, number, parameter, without};
+use super::figures::{Part, Ratio, count, distinct, figure, parameter, row_name, sorted};
 use crate::results::Series;
 
 /// A fact longer than this stands below the table of facts.
@@ -43,7 +43,8 @@ pub fn part(part: &Part, plots: &[(String, String)]) -> String {
     }
     text += &match part.samples.part.as_str() {
         "packet_path" => packet_path(part),
-        _ => by_contender(part),
+        "control" => control(part),
+        _ => traffic(part),
     };
     text
 }
@@ -57,9 +58,10 @@ fn title(part: &str) -> String {
 
 /// A table for each family and protocol by flows, and one by services.
 fn packet_path(part: &Part) -> String {
-    let mut text = "Nanoseconds of a program, the harness subtracted. In brackets the ratio to the floor; of packets that have \
+    let mut text =
+        "Nanoseconds of a program, the harness subtracted. In brackets the ratio to the floor; of packets that have \
                     none, in italics, the ratio to an established packet.\n"
-        .to_owned();
+            .to_owned();
     let kinds = distinct(part.samples.series.iter().map(|series| {
         (parameter(series, "family").unwrap_or_default(), parameter(series, "protocol").unwrap_or_default())
     }));
@@ -72,14 +74,16 @@ fn packet_path(part: &Part) -> String {
             };
             part.samples.series.iter().filter(is_of).collect()
         };
-        for (fixed, value, along) in [("services", usual(part, "services"), "flows"), ("flows", usual(part, "flows"), "services")] {
+        for (fixed, value, along) in
+            [("services", usual(part, "services"), "flows"), ("flows", usual(part, "flows"), "services")]
+        {
             let table = of(fixed, &value);
-            let columns = distinct(table.iter().filter_map(|series| parameter(series, along)));
+            let columns = sorted(table.iter().filter_map(|series| parameter(series, along)));
             if columns.len() < 2 {
                 continue;
             }
-            let heads: Vec<_> = columns.iter().map(|column| count(column)).collect();
-            let _ = writeln!(text, "\n### {family}, {protocol}, {} {fixed}\n", count(&value));
+            let heads: Vec<_> = columns.iter().map(|column| count(column, "")).collect();
+            let _ = writeln!(text, "\n### {family}, {protocol}, {}\n", count(&value, fixed.trim_end_matches('s')));
             let _ = writeln!(text, "| {along} | {} |\n| --- |{}", heads.join(" | "), " ---: |".repeat(columns.len()));
             for group in distinct(table.iter().map(|series| series.group.as_str())) {
                 let cells = columns.iter().map(|column| {
@@ -108,49 +112,63 @@ fn cell(part: &Part, series: &Series) -> String {
 /// The value of a parameter that most series have.
 fn usual(part: &Part, name: &str) -> String {
     let values: Vec<_> = part.samples.series.iter().filter_map(|series| parameter(series, name)).collect();
-    let most = distinct(values.iter()).into_iter().max_by_key(|value| values.iter().filter(|other| other == value).count());
+    let most =
+        distinct(values.iter()).into_iter().max_by_key(|value| values.iter().filter(|other| other == value).count());
     most.map_or_else(String::new, |value| (*value).to_owned())
 }
 
-/// A table for each group, and for each set of parameters but services: a line for each contender.
-fn by_contender(part: &Part) -> String {
-    const ALONG: &str = "services";
-    let mut text = String::new();
-    for group in part.groups() {
-        for circumstances in distinct(part.of(group).map(|series| without(series, ALONG))) {
-            let table: Vec<_> = part.of(group).filter(|series| without(series, ALONG) == circumstances).collect();
-            let columns = distinct(table.iter().map(|series| parameter(series, ALONG)));
-            let told: String = circumstances.iter().map(|(name, value)| format!(", {name} {value}")).collect();
-            let direction = if table[0].more_is_better { "more" } else { "less" };
-            let _ = writeln!(text, "\n### {group}{told}\n\n{direction} is better\n");
-            let heads = columns.iter().map(|column| match column {
-                Some(column) => format!("{} services | ratio to direct (range)", count(column)),
-                None => "| ratio to direct (range)".to_owned(),
-            });
-            let heads = heads.collect::<Vec<_>>().join(" | ");
-            let _ = writeln!(text, "| | {heads} |\n| --- |{}", " ---: | ---: |".repeat(columns.len()));
-            for name in part.names(group) {
-                let cells = columns.iter().map(|column| {
-                    let found = table.iter().find(|series| series.name == name && parameter(series, ALONG) == *column);
-                    let median = found.and_then(|series| Some(figure(series.median()?, &series.unit)));
-                    let ratio = found.and_then(|series| part.ratio(series));
-                    let ratio = ratio.map(|ratio| {
-                        let [median, least, most] = [ratio.median, ratio.least, ratio.most].map(number);
-                        format!("{median} ({least} to {most})")
-                    });
-                    format!("{} | {}", median.unwrap_or_default(), ratio.unwrap_or_default())
+/// A table for each topology and number of services: what direct traffic reaches, and the ratio of each contender to it.
+fn traffic(part: &Part) -> String {
+    let mut text =
+        "*direct* is the figure of direct traffic, the rest are ratios to it, with the range of the rounds.\n"
+            .to_owned();
+    let place =
+        |series: &Series| ["topology", "services"].map(|name| parameter(series, name).unwrap_or_default().to_owned());
+    for here in distinct(part.samples.series.iter().map(place)) {
+        let [topology, services] = &here;
+        let _ = writeln!(text, "\n### {}, {}", topology.replace('-', " "), count(services, "service"));
+        for (more_is_better, better) in [(true, "More is better"), (false, "Less is better")] {
+            let is_here = |series: &&Series| place(series) == here && series.more_is_better == more_is_better;
+            let table: Vec<_> = part.samples.series.iter().filter(is_here).collect();
+            let contenders = distinct(table.iter().map(|series| series.name.as_str()));
+            let _ = writeln!(text, "\n| {better} | {} |", contenders.join(" | "));
+            let _ = writeln!(text, "| --- |{}", " ---: |".repeat(contenders.len()));
+            for row in distinct(table.iter().map(|series| row_name(series))) {
+                let cells = contenders.iter().map(|name| {
+                    let found = table.iter().find(|series| row_name(series) == row && series.name == *name);
+                    let told = |series: &&&Series| match part.ratio(series) {
+                        Some(Ratio { median, least, most }) => Some(format!("{median:.2} ({least:.2} to {most:.2})")),
+                        None => Some(figure(series.median()?, &series.unit)),
+                    };
+                    found.and_then(|series| told(&series)).unwrap_or_else(|| "-".to_owned())
                 });
-                let _ = writeln!(text, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
+                let _ = writeln!(text, "| {row} | {} |", cells.collect::<Vec<_>>().join(" | "));
             }
         }
     }
     text
 }
 
-/// A count as people write it.
-fn count(text: &str) -> String {
-    text.parse::<f64>().map_or_else(|_| text.to_owned(), |value| {
-        let told = number(value);
-        told.strip_suffix(".00").or_else(|| told.strip_suffix(".0")).unwrap_or(&told).to_owned()
-    })
+/// A table for each group: contenders, by services.
+fn control(part: &Part) -> String {
+    let mut text = "The median, with the range of the rounds. Less is better.\n".to_owned();
+    for group in part.groups() {
+        let columns = sorted(part.of(group).filter_map(|series| parameter(series, "services")));
+        let heads: Vec<_> = columns.iter().map(|column| count(column, "service")).collect();
+        let _ = writeln!(text, "\n| {group} | {} |\n| --- |{}", heads.join(" | "), " ---: |".repeat(columns.len()));
+        for name in part.names(group) {
+            let cells = columns.iter().map(|column| {
+                let is_it = |series: &&Series| series.name == name && parameter(series, "services") == Some(column);
+                let found = part.of(group).find(is_it).and_then(|series| {
+                    let all = Ratio::of(series.samples.iter().flatten().copied().collect())?;
+                    let [median, least, most] =
+                        [all.median, all.least, all.most].map(|value| figure(value, &series.unit));
+                    Some(if least == most { median } else { format!("{median} ({least} to {most})") })
+                });
+                found.unwrap_or_else(|| "-".to_owned())
+            });
+            let _ = writeln!(text, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
+        }
+    }
+    text
 }

@@ -82,13 +82,20 @@ impl Panel {
 /// When it cannot be drawn.
 pub fn growth(title: &str, panels: &[Panel], x: &str, y: &str, logarithmic: bool) -> Result<String> {
     svg(title, 360, |area| {
-        let names = distinct(panels.iter().flat_map(|panel| panel.lines.iter().filter(|line| !line.points.is_empty())).map(|line| line.name.as_str()));
+        let names = distinct(
+            panels
+                .iter()
+                .flat_map(|panel| panel.lines.iter().filter(|line| !line.points.is_empty()))
+                .map(|line| line.name.as_str()),
+        );
         legend(area, &names)?;
         let below = area.margin(LEGEND, 0, 0, 0);
         let most = panels.iter().flat_map(Panel::points).map(|point| point.most).fold(0.0, f64::max);
         let least = panels.iter().flat_map(Panel::points).map(|point| point.least).fold(f64::MAX, f64::min);
         for (panel, area) in panels.iter().zip(below.split_evenly((1, panels.len()))) {
-            let sizes = panel.points().fold(f64::MAX..0.0, |range: Range<f64>, point| range.start.min(point.x)..range.end.max(point.x));
+            let sizes = panel
+                .points()
+                .fold(f64::MAX..0.0, |range: Range<f64>, point| range.start.min(point.x)..range.end.max(point.x));
             let sizes = sizes.start / 1.3..sizes.end * 1.3;
             let mut builder = ChartBuilder::on(&area);
             builder.margin(8).margin_right(18).x_label_area_size(42).y_label_area_size(62);
@@ -123,6 +130,7 @@ where
         .axis_desc_style(text(13))
         .x_desc(x)
         .y_desc(y)
+        .x_labels(6)
         .x_label_formatter(&|value| short(*value))
         .y_label_formatter(&|value| short(*value))
         .draw()
@@ -148,7 +156,7 @@ pub fn ratios(title: &str, better: &str, rows: &[Row]) -> Result<String> {
     const NAMES: u32 = 230;
     let names = distinct(rows.iter().flat_map(|row| &row.points).map(|(name, _)| name.as_str()));
     let contender = 13;
-    let height = |row: &Row| 14 + contender * row.points.len().max(1) as u32;
+    let height = |row: &Row| 22 + contender * row.points.len().max(1) as u32;
     let all: u32 = rows.iter().map(height).sum();
     let most = rows.iter().flat_map(|row| &row.points).map(|(_, ratio)| ratio.most).fold(1.0, f64::max);
     svg(title, TITLE + LEGEND + all + 56, |area| {
@@ -172,9 +180,11 @@ pub fn ratios(title: &str, better: &str, rows: &[Row]) -> Result<String> {
         for row in rows {
             let height = height(row) as i32;
             let style = text(13).pos(Pos::new(HPos::Right, VPos::Center));
-            area.draw(&Text::new(row.name.clone(), (NAMES as i32 - 10, y + height / 2 - 3), style)).map_err(failed)?;
+            area.draw(&Text::new(row.name.clone(), (NAMES as i32 - 10, y + height / 2), style)).map_err(failed)?;
+            let between = [(10, y + height - 2), (right as i32, y + height - 2)];
+            area.draw(&PathElement::new(between, GRID.mix(0.2))).map_err(failed)?;
             for ((name, ratio), index) in row.points.iter().zip(0..) {
-                let y = y + 5 + index * contender as i32 + contender as i32 / 2;
+                let y = y + 10 + index * contender as i32 + contender as i32 / 2;
                 let color = color(name);
                 let range = [(at(ratio.least), y), (at(ratio.most), y)];
                 area.draw(&PathElement::new(range, color.mix(0.55).stroke_width(3))).map_err(failed)?;
