@@ -1,6 +1,7 @@
 //! What the benches share: how long they measure, and what to measure with.
 //!
-//! - [`cluster`], [`process`], [`spread`]: a real agent that reads from an API server;
+//! - [`cluster`], [`process`], [`spread`]: a real agent that reads from an API server; [`control`]: what
+//!   that takes;
 //! - [`path`](mod@path): what a packet costs in the kernel programs;
 //! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave; [`report`]: tables and plots of that;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
@@ -21,6 +22,7 @@ use lb_userspace::model::{
 use lb_userspace::state::{Found, Limits, State};
 
 pub mod cluster;
+pub mod control;
 pub mod facts;
 pub mod path;
 pub mod process;

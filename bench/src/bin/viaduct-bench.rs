@@ -16,6 +16,8 @@ struct Cli {
 enum Part {
     /// What a packet costs in the kernel programs, beside the least that it could cost
     Path(viaduct_bench::path::Options),
+    /// What the control plane takes, with 1,000 to 50,000 services
+    Control(viaduct_bench::control::Options),
     /// Tables and plots of what the parts have left
     Report(viaduct_bench::report::Options),
 }
@@ -23,6 +25,7 @@ enum Part {
 fn main() -> ExitCode {
     let result = match Cli::parse().part {
         Part::Path(options) => viaduct_bench::path::run(&options),
+        Part::Control(options) => viaduct_bench::control::run(&options),
         Part::Report(options) => viaduct_bench::report::run(&options),
     };
     match result {
