@@ -4,6 +4,7 @@
 //!   that takes;
 //! - [`path`](mod@path): what a packet costs in the kernel programs;
 //! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave; [`report`]: tables and plots of that;
+//!   [`check`]: whether it is within its budgets;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
 //!   share an endpoint.
 
@@ -21,6 +22,7 @@ use lb_userspace::model::{
 };
 use lb_userspace::state::{Found, Limits, State};
 
+pub mod check;
 pub mod cluster;
 pub mod control;
 pub mod facts;

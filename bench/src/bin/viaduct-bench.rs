@@ -20,6 +20,8 @@ enum Part {
     Control(viaduct_bench::control::Options),
     /// Tables and plots of what the parts have left
     Report(viaduct_bench::report::Options),
+    /// Whether ratios are within their budgets
+    Check(viaduct_bench::check::Options),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Part::Path(options) => viaduct_bench::path::run(&options),
         Part::Control(options) => viaduct_bench::control::run(&options),
         Part::Report(options) => viaduct_bench::report::run(&options),
+        Part::Check(options) => viaduct_bench::check::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,13 +17,15 @@ pub mod world;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Result, ensure};
 use lb_common::{Family, Protocol};
 
 use self::case::Turn;
 use self::world::{Size, World};
-use crate::results::{Samples, Series, median};
+use crate::report::figures::{Part, Ratio};
+use crate::results::{Samples, Series};
 
 /// Options of `viaduct-bench path`.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,9 +36,9 @@ pub struct Options {
     /// How often everything is measured [default: 15, with --quick 7]
     #[arg(long)]
     pub rounds: Option<usize>,
-    /// Only cases with this in their name
-    #[arg(long)]
-    pub only: Option<String>,
+    /// Only cases with one of these in their name: established, reply, "no service", "first packet", refused, ...
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
     /// Where the samples go [default: target/bench/packet_path.json]
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -88,30 +90,37 @@ fn plans(quick: bool) -> Vec<Plan> {
 /// # Errors
 /// When the kernel refuses something, or when a program does something else than it is to do.
 pub fn run(options: &Options) -> Result<()> {
+    let out = options.out.clone().unwrap_or_else(|| Samples::default_path("packet_path"));
+    samples(options)?.write(&out)
+}
+
+/// Measures, and prints a line for each case.
+///
+/// # Errors
+/// As [`run`].
+pub fn samples(options: &Options) -> Result<Samples> {
     ensure!(viaduct_tests::is_root(), "the packet path is measured by BPF_PROG_TEST_RUN, which needs root");
+    // On a thread of its own, which is taken to one processor and into a network namespace.
+    let measured = thread::scope(|scope| scope.spawn(|| measure_all(options)).join());
+    measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn measure_all(options: &Options) -> Result<Samples> {
     world::enter()?;
     let rounds = options.rounds.unwrap_or(if options.quick { 7 } else { 15 });
     let mut samples = Samples { facts: facts(), ..Samples::new("packet_path") };
-    println!(
-        "{:<28} {:<4} {:<4} {:>8} {:>8} {:>10} {:>9} {:>24}",
-        "nanoseconds", "", "", "flows", "services", "viaduct", "floor", "ratio (least to most)"
-    );
+    print_line("nanoseconds", ["", "", "flows", "services"], "viaduct", "floor", "ratio (least to most)");
     for plan in plans(options.quick) {
         let most = plan.flows.iter().copied().max().unwrap_or(1);
-        let size = Size {
-            family: plan.family,
-            protocol: plan.protocol,
-            services: plan.services,
-            table: plan.table,
-            half_open: HALF_OPEN,
-        };
+        let Plan { family, protocol, services, table, .. } = plan;
+        let size = Size { family, protocol, services, table, half_open: HALF_OPEN };
         let mut world = World::new(size, most.max(4 * HALF_OPEN))?;
         for &flows in plan.flows {
             world.open(flows)?;
-            measure(&mut world, flows, rounds, options.only.as_deref(), &mut samples)?;
+            measure(&mut world, flows, rounds, &options.only, &mut samples)?;
         }
     }
-    samples.write(&options.out.clone().unwrap_or_else(|| Samples::default_path("packet_path")))
+    Ok(samples)
 }
 
 fn facts() -> BTreeMap<String, String> {
@@ -133,13 +142,49 @@ fn facts() -> BTreeMap<String, String> {
     facts
 }
 
-fn measure(world: &mut World, flows: u32, rounds: usize, only: Option<&str>, samples: &mut Samples) -> Result<()> {
+fn measure(world: &mut World, flows: u32, rounds: usize, only: &[String], samples: &mut Samples) -> Result<()> {
     let mut cases = case::cases(world)?;
-    cases.retain(|case| only.is_none_or(|only| case.name.contains(only)));
+    cases.retain(|case| only.is_empty() || only.iter().any(|only| case.name.contains(only.as_str())));
     for case in &cases {
         case.check(world)?;
     }
-    let size = world.size;
+    let mut found = Part::new(Samples { part: samples.part.clone(), ..Samples::default() });
+    for round in 0..rounds {
+        for case in &cases {
+            case.prepare(world)?;
+            let mut turns = case.turns();
+            let first = round % turns.len();
+            turns.rotate_left(first);
+            let measured: Vec<_> =
+                turns.into_iter().map(|turn| Ok((turn, case.measure(world, turn)?))).collect::<Result<_>>()?;
+            let harness = measured.iter().find(|(turn, _)| *turn == Turn::Harness).map_or(0.0, |(_, taken)| *taken);
+            for (turn, taken) in measured {
+                let net = if turn == Turn::Harness { taken } else { taken - harness };
+                found.samples.add(series(world.size, flows, case.name, turn), round, Some(net));
+            }
+        }
+    }
+    for case in &cases {
+        let of = |turn| {
+            let wanted = series(world.size, flows, case.name, turn);
+            found.find(&wanted.group, &wanted.name, &wanted.parameters)
+        };
+        let ns =
+            |series: Option<&Series>| series.and_then(Series::median).map_or_else(String::new, |ns| format!("{ns:.1}"));
+        let ratio = of(Turn::Program).and_then(|series| found.ratio(series));
+        let ratio = ratio
+            .map_or_else(String::new, |Ratio { median, least, most }| format!("{median:.2} ({least:.2} to {most:.2})"));
+        let parameters = series(world.size, flows, case.name, Turn::Program).parameters.into_iter();
+        let parameters: Vec<_> = parameters.map(|(_, value)| value).collect();
+        let parameters = std::array::from_fn(|index| parameters[index].as_str());
+        print_line(case.name, parameters, &ns(of(Turn::Program)), &ns(of(Turn::Floor)), &ratio);
+    }
+    samples.series.extend(found.samples.series);
+    Ok(())
+}
+
+/// Without samples.
+fn series(size: Size, flows: u32, group: &str, turn: Turn) -> Series {
     let family = if size.family == Family::V4 { "IPv4" } else { "IPv6" };
     let parameters = [
         ("family", family.to_owned()),
@@ -147,57 +192,21 @@ fn measure(world: &mut World, flows: u32, rounds: usize, only: Option<&str>, sam
         ("flows", flows.to_string()),
         ("services", size.services.to_string()),
     ];
-    let series = |case: &case::Case, turn| Series {
-        group: case.name.to_owned(),
-        name: match turn {
-            Turn::Program => "viaduct",
-            Turn::Floor => "floor",
-            Turn::Harness => "harness",
-        }
-        .to_owned(),
-        parameters: parameters.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+    let name = match turn {
+        Turn::Program => "viaduct",
+        Turn::Floor => "floor",
+        Turn::Harness => "harness",
+    };
+    Series {
+        group: group.to_owned(),
+        name: name.to_owned(),
+        parameters: parameters.map(|(name, value)| (name.to_owned(), value)).into(),
         unit: "ns".to_owned(),
         more_is_better: false,
         samples: Vec::new(),
-    };
-    let mut found = Samples::default();
-    for round in 0..rounds {
-        for case in &cases {
-            case.prepare(world)?;
-            let mut turns = case.turns();
-            let first = round % turns.len();
-            turns.rotate_left(first);
-            let mut measured = Vec::new();
-            for turn in turns {
-                measured.push((turn, case.measure(world, turn)?));
-            }
-            let harness = measured.iter().find(|(turn, _)| *turn == Turn::Harness).map_or(0.0, |(_, ns)| *ns);
-            for (turn, ns) in measured {
-                let ns = if turn == Turn::Harness { ns } else { ns - harness };
-                found.add(series(case, turn), round, Some(ns));
-            }
-        }
     }
-    for case in &cases {
-        let of =
-            |turn| found.series.iter().find(|known| known.group == case.name && known.name == series(case, turn).name);
-        print(case.name, &parameters, of(Turn::Program), of(Turn::Floor));
-    }
-    samples.series.extend(found.series);
-    Ok(())
 }
 
-fn print(name: &str, parameters: &[(&str, String); 4], program: Option<&Series>, floor: Option<&Series>) {
-    let [family, protocol, flows, services] = parameters.each_ref().map(|(_, value)| value);
-    let program = program.cloned().unwrap_or_else(|| unreachable!("each case has a program"));
-    let ns = program.median().unwrap_or_default();
-    print!("{name:<28} {family:<4} {protocol:<4} {flows:>8} {services:>8} {ns:>10.1}");
-    if let Some(floor) = floor {
-        let ratios = program.ratios(floor);
-        let (least, most) =
-            ratios.iter().fold((f64::MAX, f64::MIN), |(least, most), &ratio| (least.min(ratio), most.max(ratio)));
-        print!(" {:>9.1}", floor.median().unwrap_or_default());
-        print!(" {:>8.2} ({least:.2} to {most:.2})", median(ratios).unwrap_or_default());
-    }
-    println!();
+fn print_line(name: &str, [family, protocol, flows, services]: [&str; 4], program: &str, floor: &str, ratio: &str) {
+    println!("{name:<26} {family:<4} {protocol:<4} {flows:>8} {services:>8} {program:>9} {floor:>9} {ratio:>24}");
 }

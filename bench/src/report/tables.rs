@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::{Part, Ratio, count, distinct, figure, parameter, row_name, sorted};
+use super::figures::{Part, Ratio, count, distinct, figure, number, parameter, row_name, sorted};
 use crate::results::Series;
 
 /// A fact longer than this stands below the table of facts.
@@ -106,7 +106,7 @@ fn cell(part: &Part, series: &Series) -> String {
         (Some(ratio), _) => format!(" (*{:.2}*)", ratio.median),
         _ => String::new(),
     };
-    format!("{median:.0}{ratio}")
+    format!("{}{ratio}", number(median))
 }
 
 /// The value of a parameter that most series have.
