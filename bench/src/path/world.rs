@@ -80,7 +80,7 @@ impl World {
     ///
     /// # Errors
     /// When the kernel refuses something.
-    pub fn new(size: Size, records: u32) -> Result<Self> {
+    pub fn new(size: Size) -> Result<Self> {
         let reaper = Reaper::start()?;
         let pins = Pins::new(reaper.bpffs());
         pins.create()?;
@@ -102,6 +102,8 @@ impl World {
         let maps = Maps::open(&pins, true)?;
         let beside = pins_beside(&pins);
         std::fs::create_dir(beside.layout()).context("cannot make a folder of pins")?;
+        // For a packet of each flow that fits in, and for the most first packets that a case takes.
+        let records = (size.table / 2).max(4 * size.half_open);
         let mut harness = Harness::load(size.family, &beside, size.table, size.half_open, records)?;
         let target = packets::endpoint(size.family, 0, 0);
         match target.ip() {
