@@ -17,18 +17,17 @@ fn main() -> Result<()> {
     }
     let mut criterion = viaduct_bench::criterion();
     world::enter()?;
-    let size =
-        Size { family: Family::V4, protocol: Protocol::Tcp, services: SERVICES, table: TABLE, half_open: HALF_OPEN };
-    let mut world = World::new(size)?;
     for flows in [1, 10_000] {
-        world.open(flows)?;
-        bench(&mut criterion, &mut world, flows)?;
+        let (family, protocol) = (Family::V4, Protocol::Tcp);
+        let size = Size { family, protocol, services: SERVICES, flows, table: TABLE, half_open: HALF_OPEN };
+        bench(&mut criterion, &mut World::new(size)?)?;
     }
     criterion.final_summary();
     Ok(())
 }
 
-fn bench(criterion: &mut Criterion, world: &mut World, flows: u32) -> Result<()> {
+fn bench(criterion: &mut Criterion, world: &mut World) -> Result<()> {
+    let flows = world.size.flows;
     let mut group = criterion.benchmark_group("packet_path");
     group.sampling_mode(SamplingMode::Flat);
     for case in &case::cases(world)? {

@@ -2,10 +2,14 @@
 
 use core::mem::MaybeUninit;
 
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, LruHashMap, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::Flow;
 use lb_common::{Address, Address4, Address6, Tuple};
+
+/// So that the bench can write a million records by plain stores.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Bytes of Ethernet, IPv6 and TCP headers.
 pub const HEADERS: usize = 74;
@@ -48,9 +52,9 @@ pub static PROGRAM: ProgramArray<1> = ProgramArray::new();
 #[btf_map]
 pub static SETUP: Array<Setup, 1> = Array::new();
 #[btf_map]
-pub static RECORDS_4: Array<Record4, 1> = Array::new();
+pub static RECORDS_4: Array<Record4, 1, MMAPABLE> = Array::new();
 #[btf_map]
-pub static RECORDS_6: Array<Record6, 1> = Array::new();
+pub static RECORDS_6: Array<Record6, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static TARGET_4: Array<Target<Address4>, 1> = Array::new();
 #[btf_map]

@@ -3,16 +3,19 @@
 //! The kernel runs `restore` (see `bench/floor`), which writes the next packet and hands it to the program under test by a
 //! tail call. What that costs by itself is what it costs with the program `empty`.
 
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::ptr::NonNull;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, MapData, ProgramArray};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::Family;
 use lb_userspace::dataplane::Pins;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::time::{ClockId, clock_gettime};
 use viaduct_tests::datapath::LO;
 use viaduct_tests::test_run::{Ran, SkBuff, test_run};
@@ -42,6 +45,41 @@ pub struct Harness {
     restore: ProgramFd,
     setup: Setup,
     frame: Vec<u8>,
+    records: Records,
+}
+
+/// The map of records, in memory.
+struct Records {
+    start: NonNull<u64>,
+    words: usize,
+}
+
+impl Records {
+    fn map(floor: &Ebpf, name: &str) -> Result<Self> {
+        let Some(Map::Array(map)) = floor.map(name) else { bail!("no map {name}") };
+        let info = map.info()?;
+        // The kernel has a multiple of eight bytes for each.
+        let words = (info.value_size() * info.max_entries() / 8) as usize;
+        let length = NonZeroUsize::new(words * 8).context("a map without entries")?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping of a map that stays as long as it is; nothing else is there.
+        let start = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) };
+        Ok(Self { start: start.with_context(|| format!("cannot map {name} into memory"))?.cast(), words })
+    }
+
+    fn write(&mut self, records: &[u64]) -> Result<()> {
+        ensure!(records.len() <= self.words, "more packets than there is room for");
+        // SAFETY: within the mapping, and no program runs.
+        unsafe { NonNull::from(records).cast().copy_to_nonoverlapping(self.start, records.len()) };
+        Ok(())
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that was made, of which no reference is left. Should it fail, it goes with the process.
+        let _ = unsafe { munmap(self.start.cast(), self.words * 8) };
+    }
 }
 
 /// A program of the bench.
@@ -75,7 +113,8 @@ impl Harness {
         }
         let restore = program(&floor, &format!("restore_{ours}"))?;
         let setup = Setup { position: 0, records: 0, mark: 0, check: 0, headers: [0; HEADERS + 6] };
-        Ok(Self { floor, family, restore, setup, frame: Vec::new() })
+        let records = Records::map(&floor, &format!("RECORDS_{ours}"))?;
+        Ok(Self { floor, family, restore, setup, frame: Vec::new(), records })
     }
 
     /// One of the programs of the bench.
@@ -108,10 +147,7 @@ impl Harness {
     /// # Errors
     /// When the kernel refuses.
     pub fn take(&mut self, packets: &Packets) -> Result<()> {
-        match self.family {
-            Family::V4 => self.write_records::<2>("RECORDS_4", packets)?,
-            Family::V6 => self.write_records::<5>("RECORDS_6", packets)?,
-        }
+        self.records.write(packets.records())?;
         self.setup = Setup {
             position: 0,
             records: packets.len() as u64,
@@ -121,14 +157,6 @@ impl Harness {
         };
         self.frame.clone_from(&packets.frame);
         self.set("SETUP", 0, self.setup)
-    }
-
-    fn write_records<const WORDS: usize>(&mut self, map: &str, packets: &Packets) -> Result<()> {
-        let mut records = self.array::<[u64; WORDS]>(map)?;
-        for (record, index) in packets.records().chunks_exact(WORDS).zip(0..) {
-            records.set(index, <[u64; WORDS]>::try_from(record)?, 0)?;
-        }
-        Ok(())
     }
 
     /// Goes on with the packet of this number.

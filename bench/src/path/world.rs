@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
@@ -21,9 +22,6 @@ use super::harness::{Harness, pins_beside};
 use super::packets::{self, ENDPOINTS, Kind, Packets};
 use super::tables::{Ends, Flows, Which};
 
-/// The number by which the network namespace of a measurement knows the pod's.
-const POD: i32 = 5;
-
 /// What a world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -33,6 +31,8 @@ pub struct Size {
     pub protocol: Protocol,
     /// Services, with [`ENDPOINTS`] each, and one more without any.
     pub services: u32,
+    /// Open flows.
+    pub flows: u32,
     /// Entries of the table of flows.
     pub table: u32,
     /// Entries of that of half-open flows.
@@ -76,7 +76,7 @@ pub fn enter() -> Result<()> {
 }
 
 impl World {
-    /// Loads the programs and makes the services. To be called after [`enter`].
+    /// Loads the programs, makes the services and opens the flows. To be called after [`enter`].
     ///
     /// # Errors
     /// When the kernel refuses something.
@@ -113,6 +113,7 @@ impl World {
         let mut world = Self { size, harness, object, maps, pins, beside, flows: Vec::new(), _reaper: reaper };
         world.serve()?;
         world.know_the_pod()?;
+        world.open(size.flows)?;
         Ok(world)
     }
 
@@ -139,10 +140,13 @@ impl World {
     /// The interface of all packets leads to a pod, in whose network namespace sockets are looked for.
     fn know_the_pod(&self) -> Result<()> {
         let lab = self.pins.root().file_name().context("pins in no folder")?.to_string_lossy();
-        for arguments in [format!("netns add {lab}-pod"), format!("netns set {lab}-pod {POD}")] {
+        // By which the network namespace of the bench knows those of the pods, one of each world.
+        static NUMBERS: AtomicI32 = AtomicI32::new(1);
+        let netns_id = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        for arguments in [format!("netns add {lab}-pod"), format!("netns set {lab}-pod {netns_id}")] {
             command::run(Command::new("ip").args(arguments.split(' ')))?;
         }
-        Table::<u32, PodInterface>::open(&self.pins, "INTERFACES")?.insert(&LO, &PodInterface { netns_id: POD })
+        Table::<u32, PodInterface>::open(&self.pins, "INTERFACES")?.insert(&LO, &PodInterface { netns_id })
     }
 
     /// What is dialled at a service; that after the last has no endpoint.
@@ -165,17 +169,11 @@ impl World {
         &self.flows
     }
 
-    /// Opens flows until there are so many, by the packets that open flows, and gives the floor the same.
-    ///
-    /// # Errors
-    /// When one was not opened.
-    pub fn open(&mut self, count: u32) -> Result<()> {
+    /// Opens so many flows, by the packets that open flows, and gives the floor the same.
+    fn open(&mut self, count: u32) -> Result<()> {
         let step = self.size.half_open / 4;
-        let mut next = u32::try_from(self.flows.len())?;
-        while next < count {
-            let end = count.min(next + step);
-            self.open_some(next..end)?;
-            next = end;
+        for first in (0..count).step_by(step as usize) {
+            self.open_some(first..count.min(first + step))?;
         }
         self.floor(Which::HalfOpen).clear()?;
         self.table(Which::HalfOpen).clear()?;
