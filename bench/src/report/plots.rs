@@ -10,7 +10,7 @@ use crate::results::Series;
 
 mod draw;
 
-pub use draw::{Line, Panel, Point, Row, growth, ratios};
+pub use draw::{Line, Panel, Point, Row, Scale, growth, ratios};
 
 /// Draws the plots of a part. Their titles and files.
 ///
@@ -64,7 +64,7 @@ fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
                 continue;
             }
             let title = format!("{what} by {along}");
-            plots.push((title.clone(), growth(&title, &panels, along, "nanoseconds", false)?));
+            plots.push((title.clone(), growth(&title, &panels, along, &Scale::Linear("nanoseconds"))?));
         }
     }
     Ok(plots)
@@ -78,16 +78,11 @@ fn control(part: &Part) -> Result<Vec<Drawn>> {
             .names(group)
             .into_iter()
             .map(|name| line(name, part.of(group).filter(|series| series.name == name), "services"));
-        let unit = match part.of(group).next().map_or("", |series| series.unit.as_str()) {
-            "s" => "seconds",
-            "us" => "microseconds",
-            "ms" => "milliseconds",
-            other => other,
-        };
+        let unit = part.of(group).next().map_or("", |series| series.unit.as_str());
         let panel = Panel { title: String::new(), lines: lines.collect() };
         if panel.is_worth_drawing() {
             let title = format!("Control: {group}");
-            plots.push((title.clone(), growth(&title, &[panel], "services", unit, true)?));
+            plots.push((title.clone(), growth(&title, &[panel], "services", &Scale::Logarithmic(unit))?));
         }
     }
     Ok(plots)

@@ -6,13 +6,13 @@ use std::ops::Range;
 use anyhow::{Result, anyhow};
 use plotters::chart::ChartContext;
 use plotters::coord::Shift;
-use plotters::coord::combinators::{IntoLogRange as _, LogCoord};
+use plotters::coord::combinators::{BindKeyPoints as _, IntoLogRange as _, LogCoord, WithKeyPoints};
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::super::figures::{Ratio, distinct};
+use super::super::figures::{Ratio, distinct, figure};
 
 /// Stands for the colour of text, and is replaced by it in the end.
 const INK: RGBColor = RGBColor(1, 2, 3);
@@ -62,6 +62,27 @@ pub struct Row {
     pub points: Vec<(String, Ratio)>,
 }
 
+/// The axis of figures.
+pub enum Scale<'a> {
+    /// From 0 on, with what the numbers are.
+    Linear(&'a str),
+    /// Of figures in this unit.
+    Logarithmic(&'a str),
+}
+
+impl Scale<'_> {
+    fn label(&self, value: f64) -> String {
+        match self {
+            Self::Linear(_) => short(value),
+            Self::Logarithmic(unit) => {
+                let told = figure(value, unit);
+                let (number, unit) = told.split_once(' ').unwrap_or((&told, ""));
+                format!("{} {unit}", trimmed(number))
+            }
+        }
+    }
+}
+
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 impl Panel {
@@ -80,7 +101,7 @@ impl Panel {
 ///
 /// # Errors
 /// When it cannot be drawn.
-pub fn growth(title: &str, panels: &[Panel], x: &str, y: &str, logarithmic: bool) -> Result<String> {
+pub fn growth(title: &str, panels: &[Panel], x: &str, scale: &Scale<'_>) -> Result<String> {
     svg(title, 360, |area| {
         let names = distinct(
             panels
@@ -103,20 +124,22 @@ pub fn growth(title: &str, panels: &[Panel], x: &str, y: &str, logarithmic: bool
                 builder.caption(&panel.title, text(14));
             }
             let sizes = sizes.log_scale();
-            if logarithmic {
+            let ticks = distinct(panel.points().map(|point| point.x));
+            let sizes = sizes.with_key_points(ticks);
+            if matches!(scale, Scale::Logarithmic(_)) {
                 let figures = (least / 1.5..most * 1.5).log_scale();
-                lines(builder.build_cartesian_2d(sizes, figures).map_err(failed)?, panel, x, y)?;
+                lines(builder.build_cartesian_2d(sizes, figures).map_err(failed)?, panel, x, scale)?;
             } else {
-                lines(builder.build_cartesian_2d(sizes, 0.0..most * 1.08).map_err(failed)?, panel, x, y)?;
+                lines(builder.build_cartesian_2d(sizes, 0.0..most * 1.08).map_err(failed)?, panel, x, scale)?;
             }
         }
         Ok(())
     })
 }
 
-type Chart<'a, 'b, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<LogCoord<f64>, Y>>;
+type Chart<'a, 'b, Y> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<WithKeyPoints<LogCoord<f64>>, Y>>;
 
-fn lines<Y>(mut chart: Chart<'_, '_, Y>, panel: &Panel, x: &str, y: &str) -> Result<()>
+fn lines<Y>(mut chart: Chart<'_, '_, Y>, panel: &Panel, x: &str, scale: &Scale<'_>) -> Result<()>
 where
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
@@ -129,10 +152,9 @@ where
         .label_style(text(12))
         .axis_desc_style(text(13))
         .x_desc(x)
-        .y_desc(y)
-        .x_labels(6)
+        .y_desc(if let Scale::Linear(name) = scale { name } else { "" })
         .x_label_formatter(&|value| short(*value))
-        .y_label_formatter(&|value| short(*value))
+        .y_label_formatter(&|value| scale.label(*value))
         .draw()
         .map_err(failed)?;
     for line in &panel.lines {
@@ -249,8 +271,12 @@ fn short(value: f64) -> String {
         value if value >= 1e3 => (value / 1e3, "k"),
         value => (value, ""),
     };
-    let told = format!("{value:.2}");
-    format!("{}{unit}", told.trim_end_matches('0').trim_end_matches('.'))
+    format!("{}{unit}", trimmed(&format!("{value:.2}")))
+}
+
+/// Without zeros that say nothing.
+fn trimmed(number: &str) -> &str {
+    if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number }
 }
 
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {
