@@ -135,8 +135,8 @@ fn at(family: Family, network: u8, number: u32, port: u16) -> SocketAddr {
     let address: IpAddr = match family {
         Family::V4 => Ipv4Addr::from_bits((0x0a00_0000 | u32::from(network) << 16) + number).into(),
         Family::V6 => {
-            let [high, low] = [number >> 16, number & 0xffff].map(|part| part as u16);
-            Ipv6Addr::new(0xfd00, u16::from(network), 0, 0, 0, 0, high, low).into()
+            let network = Ipv6Addr::new(0xfd00, u16::from(network), 0, 0, 0, 0, 0, 0);
+            Ipv6Addr::from_bits(network.to_bits() + u128::from(number)).into()
         }
     };
     SocketAddr::new(address, port)

@@ -1,8 +1,8 @@
 //! Tables and plots of what the parts of a run have left.
 //!
-//! - [`figures`]: series as they are told: medians, and ratios to what they are compared with;
-//! - [`tables`]: Markdown;
-//! - [`plots`]: SVG.
+//! - [`figures`](mod@figures): series as they are told: medians, and ratios to what they are compared with;
+//! - [`tables`](mod@tables): Markdown;
+//! - [`plots`](mod@plots): SVG.
 
 pub mod figures;
 pub mod plots;

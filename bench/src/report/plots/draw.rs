@@ -1,6 +1,8 @@
 //! Two kinds of plots, as SVG that is read on light and on dark ground: text and axes take the colour that the reader's
 //! surroundings ask for, contenders have one each that is told from both.
 
+#![expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "pixels")]
+
 use std::ops::Range;
 
 use anyhow::{Result, anyhow};
