@@ -64,14 +64,14 @@ pub fn viaduct(options: &Options) -> Result<Vec<Series>> {
             add("from nothing", "s", start.all.as_secs_f64());
             add("from nothing: plan, compare and write", "s", (start.plan + start.state + start.write).as_secs_f64());
             add("from nothing: processor time", "s", start.cpu.as_secs_f64());
+            let changes = Spread::of(cluster.changes_seen(changes)?.changes);
+            add("one endpoint change until a connection", "s", changes.percentile(50).as_secs_f64());
+            add("one endpoint change until a connection, p99", "s", changes.percentile(99).as_secs_f64());
             let memory = Memory::of(agent.pid())?;
             add("memory of the process", "MiB", mib(memory.anonymous + memory.file + memory.shared));
             add("memory of the process, of its own", "MiB", mib(memory.anonymous));
             add("memory of the process, most", "MiB", mib(memory.peak));
             add("memory of the maps", "MiB", mib(maps(cluster.node().bpffs())?.iter().map(|(_, kib)| kib).sum()));
-            let changes = Spread::of(cluster.changes_seen(changes)?.changes);
-            add("one endpoint change until a connection", "s", changes.percentile(50).as_secs_f64());
-            add("one endpoint change until a connection, p99", "s", changes.percentile(99).as_secs_f64());
             if services == AT_REST && round == 0 {
                 let (begun, before) = (Instant::now(), cpu_time(agent.pid())?);
                 thread::sleep(Duration::from_secs(rest));
