@@ -43,11 +43,12 @@ impl Part {
         self.samples.series.iter().find(is_it)
     }
 
-    /// What a series is compared with, under the same circumstances: the floor, direct traffic; and of packets without a service,
-    /// an established one.
+    /// What a series is compared with, under the same circumstances: the floor, direct traffic; of packets without a service,
+    /// an established one; and of control planes, Viaduct.
     #[must_use]
     pub fn base(&self, series: &Series) -> Option<&Series> {
-        let base = ["floor", "direct"].into_iter().find_map(|base| self.find(&series.group, base, &series.parameters));
+        let bases = if self.samples.part == "control" { &["viaduct"][..] } else { &["floor", "direct"] };
+        let base = bases.iter().find_map(|base| self.find(&series.group, base, &series.parameters));
         let is_packet = self.samples.part == "packet_path" && series.name != "harness";
         base.or_else(|| self.find("established", "viaduct", &series.parameters).filter(|_| is_packet))
             .filter(|base| *base != series)

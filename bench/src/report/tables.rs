@@ -151,7 +151,9 @@ fn traffic(part: &Part) -> String {
 
 /// A table for each group: contenders, by services.
 fn control(part: &Part) -> String {
-    let mut text = "The median, with the range of the rounds. Less is better.\n".to_owned();
+    let mut text =
+        "The median, with the range of the rounds; in bold, how many times that of Viaduct it is. Less is better.\n"
+            .to_owned();
     for group in part.groups() {
         let columns = sorted(part.of(group).filter_map(|series| parameter(series, "services")));
         let heads: Vec<_> = columns.iter().map(|column| count(column, "service")).collect();
@@ -163,7 +165,9 @@ fn control(part: &Part) -> String {
                     let all = Ratio::of(series.samples.iter().flatten().copied().collect())?;
                     let [median, least, most] =
                         [all.median, all.least, all.most].map(|value| figure(value, &series.unit));
-                    Some(if least == most { median } else { format!("{median} ({least} to {most})") })
+                    let range = if least == most { String::new() } else { format!(" ({least} to {most})") };
+                    let times = part.ratio(series).map(|ratio| format!(", **{} ×**", number(ratio.median)));
+                    Some(format!("{median}{range}{}", times.unwrap_or_default()))
                 });
                 found.unwrap_or_else(|| "-".to_owned())
             });
