@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::path;
-use crate::report::figures::Part;
+use crate::report::figures::{Part, distinct};
 use crate::report::read;
 use crate::results::{Samples, Series};
 
@@ -83,8 +83,8 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.no_repeat && !excesses.is_empty() {
         let mut still = Vec::new();
         for part in crate::report::PARTS {
-            let groups: Vec<_> =
-                excesses.iter().filter(|excess| excess.part == part).map(|excess| excess.group.clone()).collect();
+            let over = excesses.iter().filter(|excess| excess.part == part);
+            let groups = distinct(over.map(|excess| excess.group.clone()));
             if groups.is_empty() {
                 continue;
             }
