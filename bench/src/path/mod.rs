@@ -67,15 +67,18 @@ pub fn run(options: &Options) -> Result<()> {
 /// As [`run`].
 pub fn samples(options: &Options) -> Result<Samples> {
     ensure!(viaduct_tests::is_root(), "the packet path is measured by BPF_PROG_TEST_RUN, which needs root");
+    // Here: other network namespaces do not tell whether there is a JIT.
+    let facts = facts();
     // On a thread of its own, which is taken to one processor and into a network namespace.
     let measured = thread::scope(|scope| scope.spawn(|| measure(options)).join());
-    measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let samples = measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(Samples { facts, ..samples })
 }
 
 fn measure(options: &Options) -> Result<Samples> {
     world::enter()?;
     let count = options.rounds.unwrap_or(if options.quick { 11 } else { 21 });
-    let mut samples = Samples { facts: facts(), ..Samples::new("packet_path") };
+    let mut samples = Samples::new("packet_path");
     println!("{}", rounds::HEAD);
     for sizes in sizes(options.quick) {
         let worlds = sizes.into_iter().map(World::new).collect::<Result<_>>()?;

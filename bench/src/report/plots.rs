@@ -8,9 +8,12 @@ use anyhow::{Context as _, Result};
 use super::figures::{Part, Ratio, count, distinct, parameter, row_name};
 use crate::results::Series;
 
-mod draw;
+mod canvas;
+mod growth;
+mod ratios;
 
-pub use draw::{Line, Panel, Point, Row, Scale, growth, ratios};
+pub use growth::{Line, Panel, Point, Scale, growth};
+pub use ratios::{Row, ratios};
 
 /// Draws the plots of a part. Their titles and files.
 ///
@@ -70,10 +73,10 @@ fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
     Ok(plots)
 }
 
-/// A plot for each group, over services.
+/// A plot for each group over services, but for those that go into the details of another.
 fn control(part: &Part) -> Result<Vec<Drawn>> {
     let mut plots = Vec::new();
-    for group in part.groups() {
+    for group in part.groups().into_iter().filter(|group| !group.contains([':', ','])) {
         let lines = part
             .names(group)
             .into_iter()
@@ -136,4 +139,37 @@ fn traffic(part: &Part) -> Result<Vec<Drawn>> {
         }
     }
     Ok(plots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canvas::{INK_TEXT, STYLE, short};
+    use super::*;
+
+    #[test]
+    fn text_is_text_in_the_readers_colour_and_contenders_have_their_own() {
+        let point = |x: f64| Point { x, median: 100.0 + x, least: 90.0, most: 2000.0 };
+        let line = |name: &str| Line { name: name.to_owned(), points: [1.0, 1000.0].map(point).into() };
+        let panel = Panel { title: "IPv4".to_owned(), lines: vec![line("viaduct"), line("floor")] };
+        let ratio = Ratio { median: 0.95, least: 0.9, most: 1.1 };
+        let row = Row { name: "connections".to_owned(), points: vec![("viaduct".to_owned(), ratio)] };
+        for scale in [Scale::Linear("nanoseconds"), Scale::Logarithmic("ns")] {
+            let svg = growth("By flows", std::slice::from_ref(&panel), "flows", &scale).unwrap();
+            for told in ["By flows", "IPv4", "viaduct", "floor", "flows", "1k", "currentColor", "#2F81F7", STYLE] {
+                assert!(svg.contains(told), "{told}");
+            }
+            assert!(!svg.contains(INK_TEXT));
+        }
+        let svg = ratios("Speed", "more is better", &[row]).unwrap();
+        for told in ["Speed", "ratio to direct: more is better", "connections", "0.5", "#2F81F7", STYLE] {
+            assert!(svg.contains(told), "{told}");
+        }
+    }
+
+    #[test]
+    fn figures_on_axes_are_short() {
+        assert_eq!([0.0, 0.25, 150.0, 1200.0, 1e6].map(short), ["0", "0.25", "150", "1.2k", "1M"]);
+        assert_eq!(Scale::Logarithmic("s").label(0.1), "100 ms");
+        assert_eq!(Scale::Logarithmic("MiB").label(10.0), "10 MiB");
+    }
 }
