@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use self::figures::Part;
+use crate::check;
 use crate::results::Samples;
 
 /// Options of `viaduct-bench report`.
@@ -22,9 +23,12 @@ pub struct Options {
     /// The folder with the samples [default: target/bench]
     #[arg(long = "in")]
     pub input: Option<PathBuf>,
-    /// The folder that tables and plots are written to [default: docs/performance]
+    /// The folder that tables and plots are written to [default: docs/performance, with --quick target/bench/report]
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Of a quick run: not for publishing, and its ratios must be within their budgets
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// The parts, in the order of the report.
@@ -33,7 +37,7 @@ pub const PARTS: [&str; 3] = ["packet_path", "traffic", "control"];
 /// Writes the report about all parts that there are.
 ///
 /// # Errors
-/// When there is no part, or the folder cannot be written to.
+/// When there is no part, or the folder cannot be written to; of a quick run also when a ratio is not within its budget.
 pub fn run(options: &Options) -> Result<()> {
     let parts = read(options.input.as_deref())?;
     let folder = options
@@ -49,7 +53,10 @@ pub fn run(options: &Options) -> Result<()> {
     let file = folder.join("README.md");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     println!("{}", file.display());
-    Ok(())
+    if !options.quick {
+        return Ok(());
+    }
+    check::run(&check::Options { input: options.input.clone(), budgets: None, no_repeat: false })
 }
 
 /// The parts that there are in a folder.
