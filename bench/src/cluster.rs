@@ -29,7 +29,14 @@ pub struct Cluster {
     lab: Lab,
     /// Slices that change while something else is measured.
     changing: Vec<Value>,
+    /// Sizes of maps for the agent, where the default ones are too small.
+    sizes: &'static [&'static str],
 }
+
+/// Services that the default sizes have room for.
+const DEFAULT_ROOM: u32 = 10_000;
+/// Sizes that 50,000 Services fit in.
+const LARGE: &[&str] = &["--max-service-ports", "65536", "--max-backends", "1048576", "--max-slots", "33554432"];
 
 /// How long an agent took from its process's start until every Service was programmed.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +70,8 @@ impl Cluster {
         lab.api().fill(objects)?;
         lab.api()
             .apply(&ServiceManifest::new("bench", "ours").cluster_ip(&seen::VIP.to_string()).port("http", Tcp, 80))?;
-        let cluster = Self { lab, changing };
+        let sizes = if services > DEFAULT_ROOM { LARGE } else { &[] };
+        let cluster = Self { lab, changing, sizes };
         cluster.lead_to(0)?;
         Ok(cluster)
     }
@@ -87,7 +95,8 @@ impl Cluster {
     pub fn start(&self) -> Result<(Agent, Start)> {
         let begun = Timestamp::now();
         // The default size of the flow table, which labs have smaller.
-        let agent = self.node().spawn_agent_with(&["--log-format", "json", "--max-flows", "262144"])?;
+        let arguments = [&["--log-format", "json", "--max-flows", "262144"], self.sizes].concat();
+        let agent = self.node().spawn_agent_with(&arguments)?;
         let applied = wait_until("all services are applied", START, || line(&agent.log(), "services applied"));
         let applied = applied.with_context(|| format!("the agent's log:\n{}", agent.log()))?;
         agent.wait_until_ready()?;

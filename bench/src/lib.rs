@@ -1,9 +1,11 @@
 //! What the benches share: how long they measure, and what to measure with.
 //!
-//! - [`cluster`], [`seen`], [`process`], [`spread`]: a real agent that reads from an API server;
-//! - [`control_rules`]: what changes cost others;
+//! - [`cluster`], [`seen`], [`process`], [`spread`]: a real agent that reads from an API server; [`control`]: what
+//!   that takes, and [`control_rules`] what changes cost others;
+//! - [`path`](mod@path): what a packet costs in the kernel programs;
 //! - [`traffic`]: connections, requests and datagrams through services of Viaduct and of others;
-//! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave, and the report reads;
+//! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave; [`report`]: tables and plots of that;
+//!   [`check`]: whether it is within its budgets;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
 //!   share an endpoint.
 
@@ -21,11 +23,15 @@ use lb_userspace::model::{
 };
 use lb_userspace::state::{Found, Limits, State};
 
+pub mod check;
 pub mod cluster;
+pub mod control;
 pub mod control_rules;
 pub mod facts;
 pub mod kube_proxy;
+pub mod path;
 pub mod process;
+pub mod report;
 pub mod results;
 pub mod seen;
 pub mod spread;

@@ -49,6 +49,7 @@
 //! Without a network:
 //!
 //! - [`datapath`]: the kernel programs, loaded with maps of their own; single packets are run through them.
+//! - [`test_run`]: the system call for that.
 //! - [`model`]: what the kernel programs should do, written a second time, and random packets through both.
 //!
 //! When a test fails: [`report`] prints agents' logs, Viaduct's tables and the network, and keeps packet captures.
@@ -74,7 +75,7 @@ pub mod reaper;
 pub mod report;
 pub mod server;
 pub mod statistics;
-mod test_run;
+pub mod test_run;
 pub mod traffic;
 pub mod wiring;
 

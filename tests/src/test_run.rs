@@ -15,22 +15,22 @@ const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// What became of the packet in the last run.
-pub(crate) struct Ran {
+pub struct Ran {
     /// The program's answer.
-    pub(crate) answer: i32,
+    pub answer: i32,
     /// From the Ethernet header on.
-    pub(crate) frame: Vec<u8>,
+    pub frame: Vec<u8>,
     /// `skb->mark`.
-    pub(crate) mark: u32,
+    pub mark: u32,
     /// The mean of all runs.
-    pub(crate) duration: Duration,
+    pub duration: Duration,
 }
 
 /// Runs a program on a packet, so many times; each run goes on with what the one before has made of it.
 ///
 /// With `checksum_complete` the packet has a checksum over all of it, and the call fails with `EBADMSG` when that no longer
 /// fits what the program has left.
-pub(crate) fn test_run(
+pub fn test_run(
     program: RawFd,
     frame: &[u8],
     mut context: SkBuff,
@@ -87,7 +87,7 @@ struct TestRun {
 
 /// `__sk_buff`, of which little is of interest here.
 #[repr(C)]
-pub(crate) struct SkBuff {
+pub struct SkBuff {
     unused: [u32; 2],
     mark: u32,
     unused_2: [u32; 6],
@@ -98,7 +98,7 @@ pub(crate) struct SkBuff {
 
 impl SkBuff {
     /// A packet that came to this node by one interface, or 0 when the node itself sends it, and is at another.
-    pub(crate) const fn new(mark: u32, ingress_ifindex: u32, ifindex: u32) -> Self {
+    pub const fn new(mark: u32, ingress_ifindex: u32, ifindex: u32) -> Self {
         Self { unused: [0; 2], mark, unused_2: [0; 6], ingress_ifindex, ifindex, unused_3: [0; 37] }
     }
 }

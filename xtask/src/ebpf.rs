@@ -1,4 +1,4 @@
-//! Builds the BPF object and refuses one that the kernel would refuse.
+//! Builds objects of BPF programs, and refuses one that the kernel would refuse.
 
 use std::{
     env, fs, io,
@@ -10,21 +10,32 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::toolchain::{BpfToolchain, RUSTC_VARIABLE, TARGET, scrub};
 
-/// The package of the BPF programs.
-pub const PACKAGE: &str = "lb-ebpf";
-/// The name of the object.
-pub const OBJECT: &str = "viaduct-bpf";
+/// A package of BPF programs.
+#[derive(Clone, Copy)]
+pub struct Package {
+    /// Its name.
+    pub name: &'static str,
+    /// The name of the object.
+    pub object: &'static str,
+    /// Its folder.
+    folder: &'static str,
+}
+
+/// The programs of the agent.
+pub const DATAPATH: Package = Package { name: "lb-ebpf", object: "viaduct-bpf", folder: "lb-ebpf" };
+/// Those beside which they are measured.
+pub const FLOOR: Package = Package { name: "viaduct-floor", object: "viaduct-floor", folder: "bench/floor" };
 
 const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
 
-/// For build scripts: builds the object with `features`, tells the package being built its path in the environment variable
+/// For build scripts: builds the object of `package` with `features`, tells the package being built its path in the environment variable
 /// `variable` and its compiler in `VIADUCT_BPF_COMPILER`, and has itself run again when the programs change.
 ///
 /// # Errors
 /// One line that says what is wrong and what to do.
-pub fn build_for_package(variable: &str, features: &[&str]) -> Result<()> {
+pub fn build_for_package(package: Package, variable: &str, features: &[&str]) -> Result<()> {
     let root = crate::workspace_root();
-    for watched in ["lb-ebpf", "lb-common", "Cargo.lock"] {
+    for watched in [package.folder, "lb-common", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo::rerun-if-env-changed={RUSTC_VARIABLE}");
@@ -32,42 +43,56 @@ pub fn build_for_package(variable: &str, features: &[&str]) -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set: this runs in build scripts only")?);
     let target = out.ancestors().nth(4).context("OUT_DIR is not within a target folder")?.join("bpf");
     let toolchain = BpfToolchain::find()?;
-    let object = build(&toolchain, &root, &target, features)?;
+    let object = build(package, &toolchain, &root, &target, features)?;
     println!("cargo::rustc-env={variable}={}", object.display());
     println!("cargo::rustc-env=VIADUCT_BPF_COMPILER={}", toolchain.description());
     Ok(())
 }
 
-/// Builds the object with `features` and returns its path. `target_dir` must not be the one of an outer cargo, which holds
-/// that one's lock; each set of features has a folder of its own in it, so that two builds never overwrite each other's.
-pub fn build(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path, features: &[&str]) -> Result<PathBuf> {
+/// Builds the object of `package` with `features` and returns its path. `target_dir` must not be the one of an outer cargo,
+/// which holds that one's lock; each set of features has a folder of its own in it, so that two builds never overwrite each
+/// other's.
+pub fn build(
+    package: Package,
+    toolchain: &BpfToolchain,
+    workspace_root: &Path,
+    target_dir: &Path,
+    features: &[&str],
+) -> Result<PathBuf> {
     let target_dir = target_dir.join(if features.is_empty() { "default".to_owned() } else { features.join("+") });
-    eprintln!("{OBJECT}: {} and {}", toolchain.description(), toolchain.linker);
-    let status = cargo(toolchain, workspace_root, &target_dir, "build", features)?
-        .args(["--bin", OBJECT])
+    eprintln!("{}: {} and {}", package.object, toolchain.description(), toolchain.linker);
+    let status = cargo(package, toolchain, workspace_root, &target_dir, "build", features)?
+        .args(["--bin", package.object])
         // A build script's standard output is read by the outer cargo.
         .stdout(Stdio::from(io::stderr()))
         .status()
         .with_context(|| format!("cannot run {}", toolchain.compiler.cargo.display()))?;
     if !status.success() {
-        bail!("{PACKAGE} does not build for {TARGET} with {} ({status})", toolchain.description());
+        bail!("{} does not build for {TARGET} with {} ({status})", package.name, toolchain.description());
     }
-    let object = target_dir.join(TARGET).join("release").join(OBJECT);
+    let object = target_dir.join(TARGET).join("release").join(package.object);
     reject_panics(&object)?;
     Ok(object)
 }
 
-/// The strictest look at the package of the BPF programs that the compiler can take: clippy, or else `cargo check`. Warnings
+/// The strictest look at a package of BPF programs that the compiler can take: clippy, or else `cargo check`. Warnings
 /// are errors, by way of the flags, since `cargo check` hands none on; cargo exempts dependencies.
-pub fn lint(toolchain: &BpfToolchain, workspace_root: &Path, target_dir: &Path, features: &[&str]) -> Result<Command> {
+pub fn lint(
+    package: Package,
+    toolchain: &BpfToolchain,
+    workspace_root: &Path,
+    target_dir: &Path,
+    features: &[&str],
+) -> Result<Command> {
     let subcommand = if toolchain.compiler.clippy().is_some() { "clippy" } else { "check" };
-    let mut command = cargo(toolchain, workspace_root, target_dir, subcommand, features)?;
+    let mut command = cargo(package, toolchain, workspace_root, target_dir, subcommand, features)?;
     command.env(FLAGS, format!("{}\x1f-Dwarnings", flags(toolchain)?));
     Ok(command)
 }
 
-/// A cargo command (`build`, `check`, `clippy`) on the package of the BPF programs, set up for `toolchain` alone.
+/// A cargo command (`build`, `check`, `clippy`) on a package of BPF programs, set up for `toolchain` alone.
 fn cargo(
+    package: Package,
     toolchain: &BpfToolchain,
     workspace_root: &Path,
     target_dir: &Path,
@@ -88,7 +113,7 @@ fn cargo(
         .env(FLAGS, flags(toolchain)?)
         // The linker optimises all of the program at once.
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
-        .args([subcommand, "--package", PACKAGE, "--release", "--target", TARGET, "--target-dir"])
+        .args([subcommand, "--package", package.name, "--release", "--target", TARGET, "--target-dir"])
         .arg(target_dir);
     if workspace_root.join("Cargo.lock").is_file() {
         command.arg("--locked");

@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
-use viaduct_bench::results::Samples;
-use viaduct_bench::{control_rules, facts, traffic};
+use clap::{Parser, Subcommand};
+use viaduct_bench::{check, control, path, report, traffic};
 
 /// Measures Viaduct beside what users would pick instead.
 #[derive(Parser)]
@@ -17,39 +15,27 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Part {
+    /// What a packet costs in the kernel programs, beside the least that it could cost
+    Path(path::Options),
     /// Connections, requests, streams and datagrams between pods, through a service and without
     Traffic(traffic::rounds::Options),
-    /// What a change of services costs
-    Control(Control),
-}
-
-#[derive(Args)]
-struct Control {
-    /// Fewer services, fewer rounds
-    #[arg(long)]
-    quick: bool,
-    #[command(flatten)]
-    rules: control_rules::Options,
-}
-
-impl Control {
-    fn run(&self) -> Result<()> {
-        let (sizes, rounds, changes) = if self.quick { (&[1000][..], 1, 5) } else { (&[1000, 10_000][..], 3, 10) };
-        let series = control_rules::series(&self.rules, sizes, rounds, changes)?;
-        let facts = facts::machine().into_iter().chain(control_rules::facts(&self.rules)).collect();
-        Samples { facts, series, ..Samples::new("control") }.write(&Samples::default_path("control"))
-    }
+    /// What the control plane takes, with 1,000 to 50,000 services, and what changes cost others
+    Control(control::Options),
+    /// Tables and plots of what the parts have left
+    Report(report::Options),
+    /// Whether ratios are within their budgets
+    Check(check::Options),
 }
 
 fn main() -> ExitCode {
-    if !viaduct_bench::may_use_kernel("viaduct-bench") {
-        return ExitCode::FAILURE;
-    }
-    let outcome = match Cli::parse().part {
+    let result = match Cli::parse().part {
+        Part::Path(options) => path::run(&options),
         Part::Traffic(options) => traffic::rounds::run(&options),
-        Part::Control(options) => options.run(),
+        Part::Control(options) => control::run(&options),
+        Part::Report(options) => report::run(&options),
+        Part::Check(options) => check::run(&options),
     };
-    match outcome {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Not by returning the error: that would print a backtrace where RUST_BACKTRACE is set, and bury the message.
         Err(error) => {
