@@ -12,7 +12,7 @@ use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Flow, Hook, Reason};
 use lb_common::{Family, Protocol, Tuple};
 
-use crate::flow::now;
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::maps;
 use crate::maps::{Table, Workspace};

@@ -3,11 +3,12 @@
 //! A flow is a pair of tuples, `from -> to`. Its mirror is the same for the replies: `swap(to) -> swap(from)`. Both are
 //! made by [`crate::open`], and nothing else makes entries, but for [`keep_mirror`] which puts a lost one back.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use lb_common::Protocol;
 use lb_common::abi::{Flow, Hook, Reason, handover};
+use lb_common::wire::tcp_flags;
 
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::maps::Table::Flows;
 use crate::maps::{self, Workspace};
@@ -23,29 +24,24 @@ use crate::settings;
 const MIRROR_PAUSE: u64 = 50_000_000;
 const MIRROR_PACKETS: u64 = 64;
 
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: has no preconditions.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
-
 /// A packet that a pod has sent: follow its flow, or open one when it is for a frontend.
 #[inline(always)]
 pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
     if let Some(entry) = maps::flow(Flows, &work.packet.tuple) {
         // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
-        let flow = unsafe { *entry };
-        work.to = flow.to;
-        if flow.hook == Hook::ToPod {
+        work.found = unsafe { *entry };
+        work.to = work.found.to;
+        let hook = work.found.hook;
+        if hook == Hook::ToPod {
             // The reply to a client of this node, which is translated where it reaches the client.
             return Ok(Next::Pass);
         }
         let now = now();
-        let may_go_on = flow.hook == Hook::HairpinReply
-            || may_go_on(ctx, &flow, work) && (!is_mirror_due(&flow, now) || keep_mirror(&flow, now, work));
+        let may_go_on = hook == Hook::HairpinReply
+            || may_go_on(ctx, work) && (!is_mirror_due(&work.found, now) || keep_mirror(now, work));
         if may_go_on {
-            account(ctx, &work.packet, entry, now);
-            return translate(ctx, work, flow.hook);
+            account(entry, work.packet.flags, Packet::<A>::len(ctx), now);
+            return translate(ctx, work, hook);
         }
         remove_pair(work);
     }
@@ -101,7 +97,7 @@ pub fn to_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
     if hook != Hook::ToPod {
         return Ok(Next::Pass);
     }
-    account(ctx, &work.packet, entry, now());
+    account(entry, work.packet.flags, Packet::<A>::len(ctx), now());
     rewrite(ctx, &work.packet, &work.to)?;
     Ok(Next::Pass)
 }
@@ -136,20 +132,21 @@ fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
     Ok(Next::Pass)
 }
 
-/// Whether a packet may use the flow that it found, which leads to `work.to`. An established TCP connection always may, even
+/// Whether a packet may use the flow `work.found`, which leads to `work.to`. An established TCP connection always may, even
 /// when its backend has left the service. A datagram and a new connection under the same ports need a backend that is still
 /// there; a SYN also that it is the one that the flow began with, sent again, and that the connection has not begun to end.
 #[inline(always)]
-fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &mut Workspace<A>) -> bool {
+fn may_go_on<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     if work.packet.tuple.protocol != Protocol::Udp {
         if !work.packet.is_syn() {
             return true;
         }
-        if flow.fin || flow.reset || has_mirror_ended(work) || flow.sequence != work.packet.numbers(ctx).0 {
+        let has_ended = work.found.fin || work.found.reset || has_mirror_ended(work);
+        if has_ended || work.found.sequence != work.packet.numbers(ctx).0 {
             return false;
         }
     }
-    flow.backend == Flow::<A>::NO_BACKEND || is_current::<A>(flow.backend, flow.generation)
+    work.found.backend == Flow::<A>::NO_BACKEND || is_current::<A>(work.found.backend, work.found.generation)
 }
 
 /// Whether the other side has begun to end the connection.
@@ -163,20 +160,20 @@ fn has_mirror_ended<A: Ip>(work: &mut Workspace<A>) -> bool {
 /// Whether to see after the mirror: a full table evicts the two halves of a flow one by one, and without its mirror no reply
 /// would be translated. The mirror of a flow in use is in use itself, so only now and then, and after a pause.
 #[inline(always)]
-const fn is_mirror_due<A: Ip>(flow: &Flow<A>, now: u64) -> bool {
+pub const fn is_mirror_due<A: Ip>(flow: &Flow<A>, now: u64) -> bool {
     now.saturating_sub(flow.last_seen) > MIRROR_PAUSE || flow.packets.is_multiple_of(MIRROR_PACKETS)
 }
 
-/// Puts the mirror of the packet's flow back if it was evicted. False: another flow has the replies by now.
+/// Puts the mirror of the packet's flow `work.found` back if it was evicted. False: another flow has the replies by now.
 #[inline(always)]
-fn keep_mirror<A: Ip>(flow: &Flow<A>, now: u64, work: &mut Workspace<A>) -> bool {
+fn keep_mirror<A: Ip>(now: u64, work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
     if let Some(present) = maps::any_flow(&work.key) {
         // SAFETY: a map value, valid for the run of the program.
         work.owner = unsafe { (*present).to }.swap();
         return work.owner == work.packet.tuple;
     }
-    work.entry = *flow;
+    work.entry = work.found;
     work.entry.last_seen = now;
     work.entry.make_other_half(&work.packet.tuple);
     maps::add_flow(Flows, &work.key, &work.entry)
@@ -198,19 +195,19 @@ fn remove_pair<A: Ip>(work: &mut Workspace<A>) {
 
 /// Counts are exact while the packets of one direction arrive on one CPU at a time, which is what receive steering does.
 #[inline(always)]
-pub fn account<A: Ip>(ctx: &TcContext, packet: &Packet<A>, entry: *mut Flow<A>, now: u64) {
+pub fn account<A: Ip>(entry: *mut Flow<A>, flags: u8, len: u32, now: u64) {
     // SAFETY: a map value, valid for the run of the program. It may meanwhile belong to another flow (LRU): then that
     // one's counters are off by a packet.
     unsafe {
         (*entry).last_seen = now;
         (*entry).packets += 1;
-        (*entry).bytes += u64::from(Packet::<A>::len(ctx));
-        if packet.is_fin() {
+        (*entry).bytes += u64::from(len);
+        if flags & tcp_flags::FIN != 0 {
             (*entry).fin = true;
         }
         // A later packet of the same direction proves that the receiver did not believe the RST (RFC 5961).
-        (*entry).reset = packet.is_reset();
-        if !packet.is_syn() {
+        (*entry).reset = flags & tcp_flags::RST != 0;
+        if flags & (tcp_flags::SYN | tcp_flags::ACK) != tcp_flags::SYN {
             (*entry).established = true;
         }
     }

@@ -5,7 +5,7 @@ use lb_common::abi::{Fragment, FragmentKey, Reason, vip_flags};
 use lb_common::lifetime::reassembly;
 use lb_common::tuple::Zero;
 
-use crate::flow::now;
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::packet::{Next, Packet, interface, send_round};
 use crate::{limit, maps};

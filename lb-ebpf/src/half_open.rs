@@ -10,7 +10,8 @@ use lb_common::tuple::Zero;
 use lb_common::{Protocol, Tuple};
 
 use crate::atomic::compare_and_swap;
-use crate::flow::{account, now};
+use crate::clock::now;
+use crate::flow::account;
 use crate::ip::Ip;
 use crate::maps::Table::{Flows, HalfOpen};
 use crate::maps::{self, Workspace};
@@ -44,7 +45,7 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         remove(work);
         return None;
     }
-    account(ctx, &work.packet, entry, work.now);
+    account(entry, work.packet.flags, Packet::<A>::len(ctx), work.now);
     if work.packet.is_syn() {
         let is_copy = work.now.saturating_sub(work.found.last_seen) < COPY;
         if work.found.attempt & attempt::ANSWERED == 0 && !is_copy {
@@ -259,7 +260,7 @@ pub fn answer<A: Ip>(ctx: &TcContext, hook: Hook, work: &mut Workspace<A>) -> Re
         // SAFETY: as above.
         unsafe { (*entry).sequence = work.packet.numbers(ctx).0.wrapping_add(1) };
     }
-    account(ctx, &work.packet, entry, work.now);
+    account(entry, work.packet.flags, Packet::<A>::len(ctx), work.now);
     Ok(true)
 }
 

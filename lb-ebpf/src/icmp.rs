@@ -105,10 +105,8 @@ fn error<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, at: At, is_unreachable
 #[inline(always)]
 fn turn_back<A: Ip>(ctx: &TcContext, work: &Workspace<A>) -> Option<()> {
     let old = &work.quoted;
-    let (source, destination) = ((old.source, work.to.destination), (old.destination, work.to.source));
-    A::write_addresses(ctx, bounded(work.packet.l4() + size_of::<IcmpHeader>()), source, destination)?;
-    let addresses = Difference::NONE.words(old.source.words(), work.to.destination.words());
-    let addresses = addresses.words(old.destination.words(), work.to.source.words());
+    let at = bounded(work.packet.l4() + size_of::<IcmpHeader>());
+    let addresses = A::write_addresses(ctx, at, &work.to.destination, &work.to.source)?;
     let inner_l4 = bounded(work.network.payload);
     let ports = ptr_at::<Ports>(ctx, inner_l4)?;
     // SAFETY: bounds were checked by `ptr_at`.
@@ -149,13 +147,11 @@ fn turn_back<A: Ip>(ctx: &TcContext, work: &Workspace<A>) -> Option<()> {
 #[inline(always)]
 fn readdress<A: Ip>(ctx: &TcContext, work: &Workspace<A>) -> Option<()> {
     let old = &work.packet.tuple;
-    let source = if old.source == work.key.source { work.to.source } else { old.source };
-    let destination = work.to.destination;
-    A::write_addresses(ctx, ETHERNET_LEN, (old.source, source), (old.destination, destination))?;
+    let source = if old.source == work.key.source { &work.to.source } else { &old.source };
+    let addresses = A::write_addresses(ctx, ETHERNET_LEN, source, &work.to.destination)?;
     if A::FAMILY == Family::V6 {
         // They are in the pseudo-header of ICMPv6 (RFC 4443 section 2.3).
-        let addresses = Difference::NONE.words(old.source.words(), source.words());
-        change_check(ctx, &work.packet, addresses.words(old.destination.words(), destination.words()))?;
+        change_check(ctx, &work.packet, addresses)?;
     }
     Some(())
 }

@@ -2,11 +2,13 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::Reason;
+use lb_common::checksum::Difference;
 use lb_common::wire::{
     ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FragmentHeader, Ipv4Header, Ipv6Header, next_header,
 };
-use lb_common::{Address4, Address6, checksum};
+use lb_common::{Address4, Address6};
 
+use crate::fast::bytes;
 use crate::global::Global;
 use crate::maps::Maps;
 use crate::packet::{bounded, ptr_at};
@@ -92,11 +94,16 @@ pub trait Ip: Maps + Answer + Global {
 
     fn parse(ctx: &TcContext, network: &mut Network<Self>) -> Parsed;
 
+    /// The addresses, the protocol of the payload and the offset of the end, for a packet that is whole and has neither options
+    /// nor extension headers.
+    fn glance(ctx: &TcContext) -> Option<(&[Self; 2], u8, usize)>;
+
     /// The header that is quoted at this offset.
     fn quoted(ctx: &TcContext, at: usize, network: &mut Network<Self>) -> Option<()>;
 
-    /// Writes the addresses into the header at this offset, its checksum included. `None` when it is not in the linear part.
-    fn write_addresses(ctx: &TcContext, at: usize, source: (Self, Self), destination: (Self, Self)) -> Option<()>;
+    /// Writes the addresses into the header at this offset, its checksum included. What that changes in a sum over them; `None` when
+    /// the header is not in the linear part.
+    fn write_addresses(ctx: &TcContext, at: usize, source: &Self, destination: &Self) -> Option<Difference>;
 }
 
 #[inline(always)]
@@ -147,6 +154,14 @@ impl Ip for Address4 {
     }
 
     #[inline(always)]
+    fn glance(ctx: &TcContext) -> Option<(&[Self; 2], u8, usize)> {
+        let ip = bytes::<Ipv4Header>(ctx, ETHERNET_LEN)?;
+        let is_whole = !ip.is_later_fragment() && !ip.has_more_fragments();
+        let end = ETHERNET_LEN + u16::from_be(ip.total_len) as usize;
+        (ip.version_ihl == 0x45 && is_whole).then_some((both(&ip.source), ip.protocol, end))
+    }
+
+    #[inline(always)]
     fn quoted(ctx: &TcContext, at: usize, network: &mut Network<Self>) -> Option<()> {
         let ip = ptr_at::<Ipv4Header>(ctx, at)?;
         // SAFETY: bounds were checked by `ptr_at`.
@@ -159,20 +174,28 @@ impl Ip for Address4 {
     }
 
     #[inline(always)]
-    fn write_addresses(ctx: &TcContext, at: usize, source: (Self, Self), destination: (Self, Self)) -> Option<()> {
-        let ip = ptr_at::<Ipv4Header>(ctx, at)?;
+    fn write_addresses(ctx: &TcContext, at: usize, source: &Self, destination: &Self) -> Option<Difference> {
         // SAFETY: bounds were checked by `ptr_at`.
-        unsafe {
-            let mut check = (*ip).check;
-            for (old, new) in [source, destination] {
-                check = checksum::replace(check, u32::from_ne_bytes(old.octets), u32::from_ne_bytes(new.octets));
-            }
-            (*ip).check = check;
-            (*ip).source = source.1;
-            (*ip).destination = destination.1;
-        }
-        Some(())
+        let ip = unsafe { &mut *ptr_at::<Ipv4Header>(ctx, at)? };
+        let change = replace(&mut ip.source, source).and(replace(&mut ip.destination, destination));
+        ip.check = change.apply(ip.check);
+        Some(change)
     }
+}
+
+/// Writes an address, and says what that changes in a sum over it.
+#[inline(always)]
+fn replace<A: Ip>(old: &mut A, new: &A) -> Difference {
+    let change = Difference::NONE.words(old.words(), new.words());
+    *old = *new;
+    change
+}
+
+/// The source address of a header with the destination, which follows it.
+#[inline(always)]
+fn both<A>(source: &A) -> &[A; 2] {
+    // SAFETY: in both headers.
+    unsafe { &*core::ptr::from_ref(source).cast() }
 }
 
 #[inline(always)]
@@ -252,6 +275,14 @@ impl Ip for Address6 {
         Some(Ok(true))
     }
 
+    #[inline(always)]
+    fn glance(ctx: &TcContext) -> Option<(&[Self; 2], u8, usize)> {
+        let ip = bytes::<Ipv6Header>(ctx, ETHERNET_LEN)?;
+        let end = ETHERNET_LEN + Self::HEADER_LEN + u16::from_be(ip.payload_len) as usize;
+        let is_version_6 = ip.version_class_flow[0] >> 4 == 6;
+        is_version_6.then_some((both(&ip.source), ip.next_header, end))
+    }
+
     /// Without extension headers but for that of a fragment, which is what hosts send.
     #[inline(always)]
     fn quoted(ctx: &TcContext, at: usize, network: &mut Network<Self>) -> Option<()> {
@@ -271,14 +302,10 @@ impl Ip for Address6 {
     }
 
     #[inline(always)]
-    fn write_addresses(ctx: &TcContext, at: usize, source: (Self, Self), destination: (Self, Self)) -> Option<()> {
-        let ip = ptr_at::<Ipv6Header>(ctx, at)?;
+    fn write_addresses(ctx: &TcContext, at: usize, source: &Self, destination: &Self) -> Option<Difference> {
         // SAFETY: bounds were checked by `ptr_at`.
-        unsafe {
-            (*ip).source = source.1;
-            (*ip).destination = destination.1;
-        }
-        Some(())
+        let ip = unsafe { &mut *ptr_at::<Ipv6Header>(ctx, at)? };
+        Some(replace(&mut ip.source, source).and(replace(&mut ip.destination, destination)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much more than translating a pod may make its node do, and how much a service port.
 
 use crate::atomic::{compare_and_swap, fetch_add_one};
-use crate::flow::now;
+use crate::clock::now;
 use crate::{maps, settings};
 
 /// Whether a packet of this interface may be answered with a refusal, or be sent round, now. A token bucket that holds what

@@ -1,6 +1,6 @@
 //! The kernel programs. This file holds the entry points only: a context comes in, a verdict goes out.
 //!
-//! A packet's way through them: [`packet`] parses, with [`ip`] for what differs between the families; [`flow`] finds the flow,
+//! Most packets go the short way, [`fast`]. The long way, for all others: [`packet`] parses, with [`ip`] for what differs between the families; [`flow`] finds the flow,
 //! or has it made by [`open`] (with [`select`] and [`affinity`] for the choice of a backend, [`lifetime`] and [`direct`]
 //! for ports in use); [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what
 //! has no backend, within what [`limit`] allows.
@@ -18,7 +18,9 @@
 
 mod affinity;
 mod atomic;
+mod clock;
 mod direct;
+mod fast;
 mod flow;
 mod fragment;
 mod global;
@@ -39,7 +41,7 @@ mod select;
 mod settings;
 mod sock;
 
-use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};
 use lb_common::abi::Reason;
@@ -74,12 +76,33 @@ fn dispatch(ctx: &TcContext, at: At) -> i32 {
     // SAFETY: the context is valid for the run of the program.
     let ethertype = unsafe { (*ctx.skb.skb).protocol };
     if ethertype == u32::from(Address4::ETHERTYPE.to_be()) {
-        verdict::<Address4>(ctx, at)
+        match short_way::<Address4>(ctx, at) {
+            fast::LONG_WAY => verdict::<Address4>(ctx, at),
+            verdict => verdict,
+        }
     } else if ethertype == u32::from(Address6::ETHERTYPE.to_be()) {
-        verdict::<Address6>(ctx, at)
+        match short_way_6(ctx.skb.skb, at) {
+            fast::LONG_WAY => verdict::<Address6>(ctx, at),
+            verdict => verdict,
+        }
     } else {
         TC_ACT_UNSPEC
     }
+}
+
+#[inline(always)]
+fn short_way<A: Ip>(ctx: &TcContext, at: At) -> i32 {
+    match at {
+        At::FromPod => fast::from_pod::<A>(ctx),
+        At::ToPod => fast::to_pod::<A>(ctx),
+    }
+}
+
+/// A function of its own, since its stack is to be free again on the long way. A call costs some nanoseconds, and the addresses of
+/// IPv4 need little stack.
+#[inline(never)]
+fn short_way_6(ctx: *mut __sk_buff, at: At) -> i32 {
+    short_way::<Address6>(&TcContext::new(ctx), at)
 }
 
 /// A function for each family, since both together need more stack than there is. It answers with a plain number: the compiler

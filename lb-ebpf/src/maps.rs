@@ -93,10 +93,13 @@ pub struct Workspace<A> {
     pub client: AffinityKey<A>,
     /// What a socket of the client would look like.
     pub socket: SocketTuple<A>,
-    /// The half-open entry that was found.
+    /// The entry that was found.
     pub found: Flow<A>,
     /// The mirror of `entry`.
     pub mirror: Flow<A>,
+    /// One of the frontends that lead to a backend.
+    pub origin_key: OriginKey<A>,
+    pub origin: Origin<A>,
     /// The choice by which a suspect was found that is to be tried.
     pub probe: u32,
     /// The id of a backend that is not to be found again.
@@ -231,6 +234,7 @@ family!(
 /// Counts look-ups in builds made for counting them, and is nothing in all others.
 #[cfg(feature = "count-lookups")]
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.lookups")]
 static mut LOOKUPS: u64 = 0;
 
 #[inline(always)]

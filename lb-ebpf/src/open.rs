@@ -5,7 +5,7 @@ use lb_common::abi::{AffinityKey, Flow, Hook, Reason, SlotRange, attempt};
 use lb_common::{Protocol, Tuple, hash};
 
 use crate::atomic::add_one;
-use crate::flow::now;
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::maps::{Table, Workspace};
 use crate::packet::{self, Packet};

@@ -145,7 +145,7 @@ pub struct Packet<A> {
     pub content: Content,
     pub part: Part,
     /// TCP flags, and for SCTP the like of them; 0 for all else.
-    flags: u8,
+    pub flags: u8,
     /// Identification that fragments have in common, as it lies in the packet.
     pub id: u32,
     /// Of the transport header, from the start of the Ethernet header, bytes.

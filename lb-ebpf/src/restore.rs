@@ -7,9 +7,9 @@
 use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_NEW_SYN_RECV, BPF_TCP_SYN_SENT};
 use aya_ebpf::programs::TcContext;
 use lb_common::Protocol;
-use lb_common::abi::{Hook, ORIGINS, Origin, OriginKey};
+use lb_common::abi::{Hook, ORIGINS};
 
-use crate::flow::now;
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::maps::Table::{Flows, HalfOpen};
 use crate::maps::{self, Table, Workspace};
@@ -37,27 +37,29 @@ pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     if is_hairpin {
         work.owner.source = work.key.source;
     }
-    let mut key =
-        OriginKey { address: work.key.source, port: work.key.source_port, protocol: work.key.protocol, number: 0 };
+    work.origin_key.address = work.key.source;
+    work.origin_key.port = work.key.source_port;
+    work.origin_key.protocol = work.key.protocol;
     for number in 0..ORIGINS {
-        key.number = number;
-        let Some(origin) = maps::origin(&key) else { return false };
-        if work.key.protocol == Protocol::Sctp && origin.port != work.key.source_port {
+        work.origin_key.number = number;
+        let Some(origin) = maps::origin(&work.origin_key) else { return false };
+        work.origin = origin;
+        if work.key.protocol == Protocol::Sctp && work.origin.port != work.key.source_port {
             // The checksum of SCTP covers the ports: such a flow cannot have been.
             continue;
         }
-        work.owner.destination = origin.address;
-        work.owner.destination_port = origin.port;
-        if put_back(ctx, &origin, is_hairpin, work) {
+        work.owner.destination = work.origin.address;
+        work.owner.destination_port = work.origin.port;
+        if put_back(ctx, is_hairpin, work) {
             return true;
         }
     }
     false
 }
 
-/// Puts the flow back that `work.owner` has by this frontend, if there is one.
+/// Puts the flow back that `work.owner` has by the frontend `work.origin`, if there is one.
 #[inline(always)]
-fn put_back<A: Ip>(ctx: &TcContext, origin: &Origin<A>, is_hairpin: bool, work: &mut Workspace<A>) -> bool {
+fn put_back<A: Ip>(ctx: &TcContext, is_hairpin: bool, work: &mut Workspace<A>) -> bool {
     for table in [Flows, HalfOpen] {
         if let Some(half) = maps::flow(table, &work.owner) {
             // SAFETY: a map value, valid for the run of the program.
@@ -65,24 +67,24 @@ fn put_back<A: Ip>(ctx: &TcContext, origin: &Origin<A>, is_hairpin: bool, work: 
             return work.entry.to == work.to && add_mirror(table, work);
         }
     }
-    let Some(backend) = maps::backend::<A>(origin.backend) else { return false };
+    let Some(backend) = maps::backend::<A>(work.origin.backend) else { return false };
     // SAFETY: an array entry, valid for the run of the program.
     let is_it = unsafe {
         (work.entry.generation, work.entry.service_port) = ((*backend).generation, (*backend).service_port);
         (*backend).address == work.key.source && (*backend).port == work.key.source_port
     };
-    if !is_it || maps::detour(&work.owner).is_some_and(|detour| detour.backend != origin.backend) {
+    if !is_it || maps::detour(&work.owner).is_some_and(|detour| detour.backend != work.origin.backend) {
         // The connection has gone elsewhere: an answer that comes late.
         return false;
     }
-    let table = match is_open(ctx, origin.backend, work) {
+    let table = match is_open(ctx, work) {
         Some(true) => Flows,
         // Nothing proves it but that it would be so.
         None => HalfOpen,
         Some(false) => return false,
     };
     work.entry.to = work.to;
-    work.entry.backend = origin.backend;
+    work.entry.backend = work.origin.backend;
     work.entry.hook = if is_hairpin { Hook::Hairpin } else { Hook::FromPod };
     work.entry.fin = false;
     work.entry.reset = false;
@@ -113,11 +115,11 @@ fn add_mirror<A: Ip>(table: Table, work: &mut Workspace<A>) -> bool {
 /// Whether the client has the connection `work.owner` open. `None`: its sockets cannot be looked at, but it would have been given
 /// this backend.
 #[inline(always)]
-fn is_open<A: Ip>(ctx: &TcContext, backend: u32, work: &mut Workspace<A>) -> Option<bool> {
+fn is_open<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<bool> {
     if work.namespace < 0 || work.owner.protocol != Protocol::Tcp {
         let slots = maps::slots_of(work.entry.service_port);
         let is_likely = slots.len != 0 && select(&work.owner, slots, 0, &mut work.selected);
-        return if is_likely && work.selected.id == backend { None } else { Some(false) };
+        return if is_likely && work.selected.id == work.origin.backend { None } else { Some(false) };
     }
     work.socket.sends(&work.owner);
     let state = direct::state_of_socket(ctx, Protocol::Tcp, work);

@@ -22,10 +22,7 @@ const PSEUDO_HEADER: u64 = BPF_F_PSEUDO_HDR as u64;
 #[inline(never)]
 pub fn rewrite<A: Ip>(ctx: &TcContext, packet: &Packet<A>, to: &Tuple<A>) -> Result<(), Reason> {
     let from = &packet.tuple;
-    let (sources, destinations) = ((from.source, to.source), (from.destination, to.destination));
-    A::write_addresses(ctx, ETHERNET_LEN, sources, destinations).ok_or(Reason::Rewrite)?;
-    let addresses = Difference::NONE.words(from.source.words(), to.source.words());
-    let addresses = addresses.words(from.destination.words(), to.destination.words());
+    let addresses = A::write_addresses(ctx, ETHERNET_LEN, &to.source, &to.destination).ok_or(Reason::Rewrite)?;
 
     if packet.part == Part::Later {
         make_up_for(ctx, own_checksum::<A>(addresses));
@@ -50,17 +47,30 @@ pub fn rewrite<A: Ip>(ctx: &TcContext, packet: &Packet<A>, to: &Tuple<A>) -> Res
         make_up_for(ctx, own_checksum::<A>(addresses).and(ports));
         return Ok(());
     }
-    let zero = if from.protocol == Protocol::Tcp { 0 } else { ZERO_IS_NONE };
+    replace_checksum::<A>(ctx, check_offset, from.protocol, addresses, (!has_same_ports).then_some(ports))
+}
+
+/// Changes the transport checksum at this offset with the addresses, and with the ports if these have changed. By helpers: packet
+/// pointers are invalid afterwards.
+#[inline(always)]
+pub fn replace_checksum<A: Ip>(
+    ctx: &TcContext,
+    offset: usize,
+    protocol: Protocol,
+    addresses: Difference,
+    ports: Option<Difference>,
+) -> Result<(), Reason> {
+    let zero = if protocol == Protocol::Tcp { 0 } else { ZERO_IS_NONE };
     let replace = |difference: Difference, flags: u64| {
         let sum = u64::from(difference.sum());
-        ctx.skb.l4_csum_replace(check_offset, 0, sum, flags | zero).map_err(|_| Reason::Rewrite)
+        ctx.skb.l4_csum_replace(offset, 0, sum, flags | zero).map_err(|_| Reason::Rewrite)
     };
     replace(addresses, PSEUDO_HEADER)?;
     if A::FAMILY == Family::V6 {
         // The helper takes it that a header checksum makes up for the addresses, as in IPv4.
         make_up_for(ctx, addresses);
     }
-    if has_same_ports { Ok(()) } else { replace(ports, 0) }
+    ports.map_or(Ok(()), |ports| replace(ports, 0))
 }
 
 /// What the addresses change in a sum over the whole packet: nothing in IPv4, whose header has a checksum.

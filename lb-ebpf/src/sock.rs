@@ -15,7 +15,7 @@ use lb_common::tuple::Zero;
 use self::call::Peer;
 pub use self::call::{Call, Mapped, Place, V4, V6, is_mapped};
 pub use self::events::event;
-use crate::flow::now;
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::open::count_connection;
 use crate::reason::{self, service_drop};

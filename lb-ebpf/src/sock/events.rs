@@ -11,7 +11,7 @@ use lb_common::abi::{SocketCookie, SocketKey, SocketPeer, SocketSide};
 use lb_common::{Address4, Address6, Protocol};
 
 use super::call::{MAPPED, words};
-use crate::flow::now;
+use crate::clock::now;
 use crate::ip::Ip;
 use crate::{health, maps};
 

@@ -105,6 +105,6 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
 }
 
 fn look_ups(datapath: &mut Datapath) -> Result<u64> {
-    let globals = datapath.object().ebpf().map(".bss").context("the object has no .bss")?;
+    let globals = datapath.object().ebpf().map(".bss.lookups").context("the object has no .bss")?;
     Ok(Array::<_, u64>::try_from(globals)?.get(&0, 0)?)
 }
