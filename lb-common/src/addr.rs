@@ -47,11 +47,24 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     /// A number that depends on each bit of two addresses and of the seed.
     fn digest(source: Self, destination: Self, seed: u64) -> u64;
 
+    /// The bit of `ADDRESSES` that stands for this address, and for others; less than [`ADDRESS_BITS`].
+    fn bit(self) -> u32;
+
     /// `None` for an address of the other family.
     fn new(address: IpAddr) -> Option<Self>;
 
     /// As the standard library has it.
     fn ip(self) -> IpAddr;
+}
+
+/// Bits of `ADDRESSES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and all
+/// of them are 128 KiB, which stay in a processor's cache.
+pub const ADDRESS_BITS: u32 = 1 << 20;
+
+/// The upper bits of a product: cheaper than [`mix`], and even enough for addresses.
+#[inline(always)]
+const fn bit(word: u64) -> u32 {
+    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - ADDRESS_BITS.ilog2())) as u32
 }
 
 /// An IPv4 address.
@@ -108,6 +121,11 @@ impl Address for Address4 {
         mix((source << 32 | destination) ^ seed)
     }
 
+    #[inline(always)]
+    fn bit(self) -> u32 {
+        bit(u32::from_be_bytes(self.octets).into())
+    }
+
     fn new(address: IpAddr) -> Option<Self> {
         match address {
             IpAddr::V4(address) => Some(address.into()),
@@ -137,6 +155,13 @@ impl Address for Address6 {
             state = mix(state ^ (u64::from(u32::from_be(c)) << 32 | u64::from(u32::from_be(d))));
         }
         state
+    }
+
+    #[inline(always)]
+    fn bit(self) -> u32 {
+        let [a, b, c, d] = *self.as_words();
+        let (upper, lower) = (u64::from(a) << 32 | u64::from(b), u64::from(c) << 32 | u64::from(d));
+        bit(upper.rotate_left(21) ^ lower)
     }
 
     fn new(address: IpAddr) -> Option<Self> {

@@ -18,6 +18,24 @@ pub unsafe fn add_one(counter: *mut u64) {
     }
 }
 
+/// Sets bits, for all CPUs to see.
+///
+/// # Safety
+/// The word must be valid for the run of the program.
+#[inline(always)]
+pub unsafe fn set(word: *mut u64, bits: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's, and an aligned word.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) word, in(reg) bits, options(nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        *word |= bits;
+    }
+}
+
 /// Stores `new` in the place of `expected`, and nothing when there is something else. What was there.
 ///
 /// # Safety

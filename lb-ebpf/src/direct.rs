@@ -105,6 +105,7 @@ pub fn dial<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Rea
     for attempt in 0..ATTEMPTS {
         work.to.source_port = spare(&work.packet.tuple, attempt);
         if A::are_replies_free(ctx, work) {
+            maps::note(&work.packet.tuple.destination);
             work.entry.backend = Flow::<A>::NO_BACKEND;
             work.entry.generation = 0;
             work.entry.service_port = Flow::<A>::NO_BACKEND;

@@ -27,6 +27,9 @@ pub const LONG_WAY: i32 = i32::MAX;
 pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
     let mut tuple = MaybeUninit::uninit();
     let Some(tuple) = read::<A>(ctx, &mut tuple) else { return LONG_WAY };
+    if !maps::is_known(&tuple.destination) && tuple.destination != A::hairpin() {
+        return TC_ACT_UNSPEC;
+    }
     let Some(entry) = maps::flow(Flows, tuple) else {
         let is_served = maps::service_port_at(tuple.destination, tuple.destination_port, tuple.protocol).is_some();
         return if is_served || tuple.destination == A::hairpin() || reason::is_refused(&tuple.destination) {

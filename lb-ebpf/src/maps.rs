@@ -7,12 +7,13 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Budget, Detour, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    Health, Origin, OriginKey, PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats, SlotPair,
-    SlotRange, SocketKey, SocketPeer, TokenBucket, Vip, vip_flags,
+    ADDRESS_BITS, Affinity, AffinityKey, Backend, BackendStats, Budget, Detour, Flow, Fragment, FragmentKey, Frontend,
+    FrontendKey, Health, Origin, OriginKey, PodInterface, Reason, Scope, ServiceName, ServicePort, ServiceStats,
+    SlotPair, SlotRange, SocketKey, SocketPeer, TokenBucket, Vip, vip_flags,
 };
 use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 
+use crate::atomic::set;
 use crate::direct::SocketTuple;
 use crate::ip::Network;
 use crate::packet::Packet;
@@ -34,6 +35,9 @@ static SERVICE_NAMES: HashMap<u32, ServiceName, 1, NO_PREALLOC> = HashMap::new()
 static SERVICE_STATS: PerCpuArray<ServiceStats, 1> = PerCpuArray::new();
 #[btf_map]
 static BUDGETS: Array<Budget, 1, MMAPABLE> = Array::new();
+/// A bit for every address that is served, or was since the map was made; no bit is ever cleared.
+#[btf_map]
+static ADDRESSES: Array<u64, { ADDRESS_BITS as usize / 64 }, MMAPABLE> = Array::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, PodInterface, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -294,6 +298,24 @@ pub fn health<A: Maps>(backend: u32) -> Option<*mut Health> {
     A::health().get_ptr_mut(backend)
 }
 
+/// Whether this address may be one that is served, or that a flow leads from. False: it is certain that it is not.
+#[inline(always)]
+pub fn is_known<A: Maps>(address: &A) -> bool {
+    let bit = address.bit();
+    // SAFETY: an array entry, valid for the run of the program.
+    ADDRESSES.get_ptr(bit / 64).is_none_or(|word| unsafe { word.read_volatile() } >> (bit % 64) & 1 != 0)
+}
+
+/// Has packets to this address looked at from now on.
+#[inline(always)]
+pub fn note<A: Maps>(address: &A) {
+    let bit = address.bit();
+    if let Some(word) = ADDRESSES.get_ptr_mut(bit / 64) {
+        // SAFETY: as above.
+        unsafe { set(word, 1 << (bit % 64)) };
+    }
+}
+
 /// The service port of what this node dials.
 #[inline(always)]
 pub fn service_port_at<A: Maps>(address: A, port: u16, protocol: Protocol) -> Option<u32> {
@@ -305,6 +327,9 @@ pub fn service_port_at<A: Maps>(address: A, port: u16, protocol: Protocol) -> Op
 
 #[inline(always)]
 pub fn vip<A: Maps>(address: &A) -> Option<Vip> {
+    if !is_known(address) {
+        return None;
+    }
     count_lookup();
     // SAFETY: copied at once.
     unsafe { A::vips().get(address).copied() }

@@ -26,10 +26,10 @@ pub use self::settings::{IdleTimes, handover, options};
 pub use self::socket::{
     SocketCookie, SocketKey, SocketKey4, SocketKey6, SocketPeer, SocketPeer4, SocketPeer6, SocketSide,
 };
-pub use crate::addr::Family;
+pub use crate::addr::{ADDRESS_BITS, Family};
 
 /// Version of everything in this module. Maps are pinned in a folder that carries it.
 ///
 /// One version carries the maps of another over by the names of their fields: a new field is zero in what an older version
 /// wrote, so zero has to mean "not known" or "no" there; a field whose meaning changes gets another name.
-pub const LAYOUT: u32 = 4 + if cfg!(feature = "other-layout") { 1000 } else { 0 };
+pub const LAYOUT: u32 = 5 + if cfg!(feature = "other-layout") { 1000 } else { 0 };

@@ -17,7 +17,7 @@ use super::maps::{cpus, per_cpu, shared};
 use super::shared_array::SharedArray;
 use super::stale_sockets::Stale;
 use super::table::{Entry, Table, parse};
-use super::{MapUse, Names, Pins};
+use super::{ADDRESSES, MapUse, Names, Pins};
 use crate::{plan, state};
 
 /// The maps of one family.
@@ -39,6 +39,8 @@ where
     backend_stats: PerCpuArray<MapData, [u64; 4]>,
     health: Table<u32, Health>,
     origins: Table<OriginKey<A>, Origin<A>>,
+    /// Of both families: the programs look no further at packets to an address whose bit is not set.
+    addresses: SharedArray<u64>,
     /// Flows, and their mirrors.
     pub flows: Table<Tuple<A>, Flow<A>>,
     /// Those of which it is not known yet whether both sides want them.
@@ -78,6 +80,7 @@ where
             half_open: Table::open(pins, names.half_open)?,
             health: Table::open(pins, names.health)?,
             origins: Table::open(pins, names.origins)?,
+            addresses: shared(pins, ADDRESSES, writable)?,
             detours: Table::open(pins, names.detours)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,
@@ -252,6 +255,7 @@ where
 
     pub(super) fn write_frontend(&mut self, frontend: &plan::Frontend, service_port: u32) -> Result<()> {
         let key = self.key(frontend)?;
+        self.note(key.address);
         self.frontends.insert(&key, &Frontend { service_port })
     }
 
@@ -262,7 +266,19 @@ where
 
     pub(super) fn write_vip(&mut self, address: IpAddr, flags: u32) -> Result<()> {
         let address = self.address(address)?;
+        self.note(address);
         self.vips.insert(&address, &Vip { flags })
+    }
+
+    /// Has the programs look at packets to this address. For good: a connection may outlive the Service that it was opened to.
+    pub fn note(&self, address: A) {
+        let bit = address.bit();
+        self.addresses.word(bit / 64, 0).fetch_or(1 << (bit % 64), Ordering::Release);
+    }
+
+    /// Has the programs look at all packets.
+    pub fn note_all(&self) {
+        (0..self.addresses.len()).for_each(|word| self.addresses.word(word, 0).store(u64::MAX, Ordering::Release));
     }
 
     pub(super) fn remove_vip(&mut self, address: IpAddr) -> Result<()> {

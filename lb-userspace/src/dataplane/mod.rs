@@ -54,9 +54,9 @@ pub use table::{Entry, Table};
 
 use aya::maps::MapInfo;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendStats, Budget, Detour, Family, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Health, Origin, OriginKey, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair,
-    SocketKey, SocketPeer, TokenBucket, Vip,
+    ADDRESS_BITS, Affinity, AffinityKey, Backend, BackendStats, Budget, Detour, Family, Flow, Fragment, FragmentKey,
+    Frontend, FrontendKey, Health, Origin, OriginKey, PodInterface, Reason, ServiceName, ServicePort, ServiceStats,
+    SlotPair, SocketKey, SocketPeer, TokenBucket, Vip,
 };
 use lb_common::{Address, Address4, Address6, Tuple};
 
@@ -87,6 +87,8 @@ pub struct Sizes {
 /// Of so many entries of flows one is the client's half of a connection that is not where selection would lead it. While no backend
 /// fails they are far fewer.
 const FLOWS_PER_DETOUR: u32 = 8;
+/// Name of the map of addresses that the programs look at.
+const ADDRESSES: &str = "ADDRESSES";
 /// Buckets for refusals, as the programs have it.
 const REFUSALS: u32 = 256;
 
@@ -177,6 +179,7 @@ impl Sizes {
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
             shape::<u32, Budget>("BUDGETS", service_ports),
+            shape::<u32, u64>(ADDRESSES, ADDRESS_BITS / 64),
             shape::<u32, PodInterface>("INTERFACES", self.interfaces),
             shape::<u32, TokenBucket>("REFUSALS", REFUSALS),
             shape::<u32, u64>("REASONS", Reason::ALL.len() as u32),

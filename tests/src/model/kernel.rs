@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +13,7 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, Reason, vip_flags};
 use lb_common::tuple::Zero;
-use lb_common::{Address4, Address6};
+use lb_common::{Address as _, Address4, Address6};
 use zerocopy::IntoBytes as _;
 
 use super::abi::{Decode, Encode, OfFamily};
@@ -129,6 +130,16 @@ impl Kernel {
         Ok(Some(Output { verdict, frame: ran.frame, mark: ran.mark }))
     }
 
+    /// What time it was when a program asked last, nanoseconds.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn clock(&self) -> Result<u64> {
+        let latest = self.map(".bss")?.lookup(&0_u32.to_ne_bytes())?.context("no globals")?;
+        let now = latest.last_chunk().context("globals of another kind")?;
+        Ok(u64::from_ne_bytes(*now))
+    }
+
     /// Writes the services, of which `before` are there now.
     ///
     /// # Errors
@@ -140,6 +151,7 @@ impl Kernel {
             }
         }
         for (key, id) in &services.frontends {
+            self.note(key.at.ip())?;
             self.family("FRONTENDS", key.at.is_ipv6())?.update(&key.encode(), &id.to_ne_bytes())?;
             let backend = if services.has_backend(key.at.ip()) { vip_flags::HAS_BACKEND } else { 0 };
             let flags = backend | vip_flags::CLUSTER_IP;
@@ -190,6 +202,19 @@ impl Kernel {
     pub fn get<K: Encode + OfFamily, V: Decode>(&self, table: &str, key: &K) -> Result<Option<V>> {
         let value = self.family(table, key.is_v6())?.lookup(&key.encode())?;
         value.map(|bytes| V::read(&bytes, key.is_v6())).transpose()
+    }
+
+    /// Has the programs look at packets to this address.
+    fn note(&self, address: IpAddr) -> Result<()> {
+        let bit = match address {
+            IpAddr::V4(address) => Address4::from(address).bit(),
+            IpAddr::V6(address) => Address6::from(address).bit(),
+        };
+        let map = self.map("ADDRESSES")?;
+        let index = (bit / 64).to_ne_bytes();
+        let word = map.lookup(&index)?.context("ADDRESSES has no such word")?;
+        let word = u64::from_ne_bytes(word.as_slice().try_into()?) | 1 << (bit % 64);
+        map.update(&index, &word.to_ne_bytes())
     }
 
     /// Adds or replaces an entry.

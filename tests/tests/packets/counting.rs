@@ -90,10 +90,13 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
             let sent = cost(&mut |datapath| drop(datapath.to_pod(marked.clone()).unwrap()));
             assert_eq!(sent, 0, "where a backend of this node gets it");
             let sent = cost(&mut |datapath| drop(datapath.from_pod(at_pod2(reply.clone())).unwrap()));
-            assert_eq!(sent, 2, "where a backend of this node sends it, no flow and no frontend");
+            assert_eq!(sent, 0, "where a backend of this node sends it, to what is no service");
             let nobody = SocketAddr::new(net.router, 1);
             let sent = cost(&mut |datapath| drop(datapath.from_pod(data(net.client, nobody)).unwrap()));
-            assert_eq!(sent, 2, "for no service");
+            assert_eq!(sent, 0, "for no service");
+            let unserved = SocketAddr::new(net.vip.ip(), 81);
+            let sent = cost(&mut |datapath| drop(datapath.from_pod(data(net.client, unserved)).unwrap()));
+            assert_eq!(sent, 2, "for another port of a service, no flow and no frontend");
             let syn = packet::tcp(net.client, nobody, TcpFlags::SYN, b"");
             assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(syn.clone()).unwrap())), 4, "a SYN for no service");
             let direct = data(nobody, net.client);

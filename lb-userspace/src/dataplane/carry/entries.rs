@@ -13,7 +13,7 @@ use tracing::debug;
 use super::translate::Translation;
 use super::types::Types;
 use crate::dataplane::raw_map::{Put, RawMap, Walk};
-use crate::dataplane::{Pins, Sizes, clock, flag_for, test_hooks};
+use crate::dataplane::{ADDRESSES, Pins, Sizes, clock, flag_for, test_hooks};
 
 /// How many entries to read at a time.
 const MANY: usize = 4096;
@@ -72,6 +72,8 @@ enum Kind {
     Lru,
     /// By index.
     Array,
+    /// By index, words of bits that are never cleared, written by both.
+    Bits,
 }
 
 impl Carrier {
@@ -92,6 +94,7 @@ impl Carrier {
                 let path = pins.map(name);
                 let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
                 let kind = match map.info()?.map_type()? {
+                    MapType::Array if name == ADDRESSES => Kind::Bits,
                     MapType::Hash => Kind::Hash,
                     MapType::LruHash => Kind::Lru,
                     MapType::Array | MapType::PerCpuArray => Kind::Array,
@@ -115,7 +118,7 @@ impl Carrier {
         let now = monotonic()?;
         let start = Instant::now();
         for pair in &self.maps {
-            if which == Which::All || pair.kind == Kind::Lru {
+            if which == Which::All || matches!(pair.kind, Kind::Lru | Kind::Bits) {
                 pair.carry(which, self.since, carried)
                     .with_context(|| format!("cannot carry {} over from {}", pair.name, self.from))?;
             }
@@ -134,7 +137,7 @@ impl Pair {
         loop {
             let more = self.from.read(&mut walk, MANY)?;
             for (old_key, old_value) in walk.entries(self.from.sizes()) {
-                let is_empty = self.kind == Kind::Array && old_value.iter().all(|&byte| byte == 0);
+                let is_empty = matches!(self.kind, Kind::Array | Kind::Bits) && old_value.iter().all(|&byte| byte == 0);
                 if is_empty || self.time.is_some_and(|(at, _)| time(old_value, at) < since) {
                     continue;
                 }
@@ -167,6 +170,16 @@ impl Pair {
 
     /// False when the entry is there already, and as good; none when it finds no room and may do without.
     fn put(&self, which: Which, key: &[u8], value: &[u8]) -> Result<Option<bool>> {
+        if self.kind == Kind::Bits {
+            let mut present = vec![0; value.len()];
+            self.to.look_up(key, &mut present)?;
+            let both: Vec<_> = present.iter().zip(value).map(|(present, value)| present | value).collect();
+            if both == present {
+                return Ok(Some(false));
+            }
+            self.to.put(key, &both, Put::Always)?;
+            return Ok(Some(true));
+        }
         if self.kind != Kind::Lru {
             return match self.to.put(key, value, Put::Always) {
                 Err(error) if error.raw_os_error() == Some(Errno::E2BIG as i32) => {

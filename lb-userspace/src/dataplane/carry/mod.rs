@@ -35,7 +35,9 @@ use self::translate::Translation;
 use self::types::Types;
 use super::attach::moving::{self, Role};
 use super::pins::{NEW, OLD};
-use super::{Datapath, Maps, OBJECT, Object, Pins, Settings, Sizes, TurnedAway, test_hooks, wait_for_grace_period};
+use super::{
+    ADDRESSES, Datapath, Maps, OBJECT, Object, Pins, Settings, Sizes, TurnedAway, test_hooks, wait_for_grace_period,
+};
 
 /// Loads the programs, with the maps that are pinned if they fit, or with others that what is pinned is carried over to.
 ///
@@ -72,6 +74,10 @@ pub fn take_over(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Objec
                 let from = pins.within(latest.name());
                 let old = types_of(&from, latest.layout, &types)?;
                 Carrier::open((&from, &old), (&pins_new, &types), sizes)?.carry(Which::All, &mut carried)?;
+                if !from.map(ADDRESSES).exists() {
+                    // Older than the map: which addresses there were before those that are served now, nobody knows.
+                    Maps::open(&pins_new, true)?.v4.note_all();
+                }
                 check_room(&pins_new, sizes, &carried)?;
                 if let Err(error) = TurnedAway::carry(&from, &pins_new) {
                     debug!("it is not carried over which maps are full: {error:#}");
