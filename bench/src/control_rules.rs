@@ -20,8 +20,8 @@ use crate::process::Memory;
 use crate::results::{Samples, Series};
 use crate::seen;
 use crate::spread::Spread;
-use crate::traffic::bed::generated;
 use crate::traffic::contender::{Contender, Kind};
+use crate::traffic::serving::generated;
 use crate::{facts, kube_proxy};
 
 /// Who is measured beside Viaduct.

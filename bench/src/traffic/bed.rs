@@ -3,29 +3,22 @@
 //! All labs stay up during a run. One of them has traffic at a time; the agents of the others are stopped meanwhile (SIGSTOP),
 //! so that nothing of them runs.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
-use std::{fs, thread};
 
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nameindex;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use viaduct_tests::Protocol::{Tcp, Udp};
 use viaduct_tests::cgroup::{OwnCgroup, Stay};
-use viaduct_tests::manifests::Manifest as _;
-use viaduct_tests::traffic::{KubeProxy, KubeProxyMode, KubeProxyService};
-use viaduct_tests::{
-    EndpointSliceManifest, Family, Lab, Namespace, Pod, ServiceManifest, Topology, apiserver, command, wait_until,
-};
+use viaduct_tests::{Family, Lab, Namespace, Pod, Topology, command, wait_until};
 
 use super::contender::{Contender, Kind};
 use super::load::Way;
-use super::ovs;
 use super::server::Server;
-use crate::kube_proxy;
 
 /// Where the backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,21 +36,21 @@ pub struct Bed {
     // In the order of dropping: what uses namespaces first.
     near: Server,
     far: Server,
-    processes: Vec<Process>,
-    lab: Lab,
-    cgroup: Option<OwnCgroup>,
+    pub(super) processes: Vec<Process>,
+    pub(super) lab: Lab,
+    pub(super) cgroup: Option<OwnCgroup>,
 }
 
 /// Something of a contender that is stopped while others are measured.
-struct Process {
-    pid: Pid,
+pub(super) struct Process {
+    pub(super) pid: Pid,
     /// Collected in the end, where it is a child that nobody else collects.
-    child: Option<Child>,
+    pub(super) child: Option<Child>,
 }
 
-const PORT: u16 = 8080;
+pub(super) const PORT: u16 = 8080;
 /// The one service that is dialled: at a port for each place.
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 111, 0, 1);
+pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(10, 111, 0, 1);
 /// An agent's or kube-proxy's time to program everything.
 const PROGRAMMED: Duration = Duration::from_secs(600);
 
@@ -74,7 +67,7 @@ impl Place {
         }
     }
 
-    fn service_port(self) -> u16 {
+    pub(super) fn service_port(self) -> u16 {
         match self {
             Self::OneNode => 80,
             Self::TwoNodes => 81,
@@ -223,101 +216,10 @@ impl Bed {
             kill(process.pid, signal).with_context(|| format!("{name}: a process has ended while nobody looked"))
         })
     }
-
-    fn endpoint(&self, place: Place) -> SocketAddr {
-        SocketAddr::new(self.lab.pod(if place == Place::OneNode { "near" } else { "far" }).address(), PORT)
-    }
-
-    fn fill_api(&self, services: u32) -> Result<()> {
-        let api = self.lab.api();
-        api.fill(apiserver::cluster(services.saturating_sub(1), 1))?;
-        let mut service = ServiceManifest::new("bench", "ours").cluster_ip(&VIP.to_string());
-        for place in Place::ALL {
-            let mut slice = EndpointSliceManifest::new("bench", "ours")
-                .set("/metadata/name", format!("ours-{}", place.name()))
-                .pods([self.lab.pod(if place == Place::OneNode { "near" } else { "far" })]);
-            for protocol in [Tcp, Udp] {
-                let port = format!("{}-{}", place.name(), if protocol == Tcp { "tcp" } else { "udp" });
-                service = service.port(&port, protocol, place.service_port());
-                slice = slice.port(&port, protocol, PORT);
-            }
-            api.apply_value(slice.object().clone())?;
-        }
-        api.apply(&service)
-    }
-
-    fn start_agents(&mut self, services: u32, arguments: &[&str]) -> Result<()> {
-        self.fill_api(services)?;
-        let root = self.cgroup.as_ref().context("an agent has a cgroup")?.path();
-        // The default size of the flow table of a machine like this, which labs have smaller.
-        let arguments = [&["--max-flows", "262144", "--cgroup-root", root], arguments].concat();
-        for node in self.lab.nodes() {
-            let agent = node.start_agent_with(&arguments)?;
-            self.processes.push(Process { pid: Pid::from_raw(i32::try_from(agent.pid())?), child: None });
-        }
-        Ok(())
-    }
-
-    /// All services, as kube-proxy knows them.
-    fn services(&self, services: u32) -> Vec<KubeProxyService> {
-        let mut all: Vec<_> = generated(services.saturating_sub(1), 1).collect();
-        let ours = Place::ALL.into_iter().flat_map(|place| {
-            [Tcp, Udp].map(|protocol| KubeProxyService {
-                vip: SocketAddr::new(VIP.into(), place.service_port()),
-                protocol,
-                endpoints: vec![self.endpoint(place)],
-            })
-        });
-        // In a list that is gone through from its beginning, they are neither first nor last.
-        all.splice(all.len() / 2..all.len() / 2, ours);
-        all
-    }
-
-    fn write_rules(&self, mode: KubeProxyMode, services: u32) -> Result<()> {
-        let all = self.services(services);
-        thread::scope(|scope| {
-            let start = |node: &viaduct_tests::Node| KubeProxy::start(node.namespace(), mode, &all).map(drop);
-            let nodes: Vec<_> = self.lab.nodes().iter().map(|node| scope.spawn(move || start(node))).collect();
-            nodes.into_iter().try_for_each(|node| match node.join() {
-                Ok(outcome) => outcome,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })
-    }
-
-    fn start_kube_proxies(&mut self, binary: &Path, mode: &str, services: u32) -> Result<()> {
-        self.fill_api(services)?;
-        for node in self.lab.nodes() {
-            self.processes.push(Process::of(kube_proxy::start(&self.lab, node, binary, mode)?)?);
-        }
-        Ok(())
-    }
-
-    fn start_ovs(&mut self, services: u32) -> Result<()> {
-        self.offloads(false)?;
-        let all = self.services(services);
-        for node in self.lab.nodes() {
-            for child in ovs::start(&self.lab, node, &all)? {
-                self.processes.push(Process::of(child)?);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Services of other people, with so many endpoints each, none of which exists.
-pub fn generated(services: u32, endpoints: u32) -> impl Iterator<Item = KubeProxyService> {
-    (0..services).map(move |number| {
-        let at = |network: [u8; 4], number: u32, port| {
-            SocketAddr::new(IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::from(network).to_bits() + number + 1)), port)
-        };
-        let endpoints = (0..endpoints).map(|index| at([10, 128, 0, 0], number * endpoints + index, PORT)).collect();
-        KubeProxyService { vip: at([10, 96, 0, 0], number, 80), protocol: Tcp, endpoints }
-    })
 }
 
 impl Process {
-    fn of(child: Child) -> Result<Self> {
+    pub(super) fn of(child: Child) -> Result<Self> {
         Ok(Self { pid: Pid::from_raw(i32::try_from(child.id())?), child: Some(child) })
     }
 }

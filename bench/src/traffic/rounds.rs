@@ -1,18 +1,18 @@
 //! The rounds of a run.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use viaduct_tests::agent;
 
 use super::bed::{Bed, Place};
 use super::contender::{Contender, DIRECT, Kind};
-use super::load::{Load, Sample};
-use crate::facts;
-use crate::results::{Samples, Series, median};
+use super::load::Sample;
+use super::measurement::{Figure, MEASUREMENTS, Measurement};
+use super::method;
+use super::table::{shown, table};
+use crate::results::{Samples, Series};
 
 /// Who is compared in a quick run.
 const QUICK: [&str; 4] = [DIRECT, "viaduct", "viaduct-bypass", "nftables"];
@@ -49,47 +49,6 @@ pub struct Options {
     out: Option<PathBuf>,
 }
 
-/// One kind of measurement.
-struct Measurement {
-    group: &'static str,
-    load: Load,
-    parameters: &'static [(&'static str, &'static str)],
-    offloads: bool,
-}
-
-const STREAMS: &str = "streams";
-const OFFLOADS: &str = "offloads";
-const MEASUREMENTS: [Measurement; 8] = [
-    Measurement { group: "connections", load: Load::Connections, parameters: &[], offloads: true },
-    Measurement { group: "requests", load: Load::Requests, parameters: &[], offloads: true },
-    Measurement { group: "datagrams", load: Load::Datagrams, parameters: &[], offloads: true },
-    Measurement { group: "first-packet", load: Load::FirstPacket, parameters: &[], offloads: true },
-    Measurement {
-        group: "throughput",
-        load: Load::Streams(1),
-        parameters: &[(STREAMS, "1"), (OFFLOADS, "on")],
-        offloads: true,
-    },
-    Measurement {
-        group: "throughput",
-        load: Load::Streams(8),
-        parameters: &[(STREAMS, "8"), (OFFLOADS, "on")],
-        offloads: true,
-    },
-    Measurement {
-        group: "throughput",
-        load: Load::Streams(1),
-        parameters: &[(STREAMS, "1"), (OFFLOADS, "off")],
-        offloads: false,
-    },
-    Measurement {
-        group: "throughput",
-        load: Load::Streams(8),
-        parameters: &[(STREAMS, "8"), (OFFLOADS, "off")],
-        offloads: false,
-    },
-];
-
 /// Runs everything, and writes the samples after each round.
 ///
 /// # Errors
@@ -97,7 +56,7 @@ const MEASUREMENTS: [Measurement; 8] = [
 pub fn run(options: &Options) -> Result<()> {
     let plan = Plan::of(options)?;
     let mut samples = Samples::new("traffic");
-    samples.facts = facts(&plan.contenders, options);
+    samples.facts = method::facts(&plan.contenders, options.kube_proxy.as_deref());
     let out = options.out.clone().unwrap_or_else(|| Samples::default_path("traffic"));
     for &services in &plan.services {
         let mut beds = Vec::new();
@@ -231,11 +190,11 @@ impl Plan {
     /// One sample of one contender; nothing where it cannot be measured so.
     fn sample(&self, bed: &Bed, what: &Measurement, place: Place) -> Result<Option<Sample>> {
         let takes = bed.contender.takes_offloads();
-        if !takes && what.parameters.contains(&(OFFLOADS, "on")) {
+        if !takes && what.offloads() == Some(true) {
             return Ok(None);
         }
         let _stay = bed.wake()?;
-        let switched = takes && !what.offloads;
+        let switched = takes && what.offloads() == Some(false);
         if switched {
             bed.offloads(false)?;
         }
@@ -247,135 +206,4 @@ impl Plan {
         bed.rest()?;
         sample.map(Some)
     }
-}
-
-impl Measurement {
-    /// With what distinguishes it from others of its group.
-    fn name(&self) -> String {
-        let parameters = self.parameters.iter().map(|(name, value)| format!(" {name}={value}"));
-        self.group.to_owned() + &parameters.collect::<String>()
-    }
-}
-
-/// A number of a sample that becomes a series.
-struct Figure {
-    suffix: &'static str,
-    unit: &'static str,
-    more_is_better: bool,
-    of: fn(Sample) -> f64,
-}
-
-const RATE: Figure = Figure { suffix: "", unit: "1/s", more_is_better: true, of: |sample| sample.per_second };
-const BITS: Figure = Figure { suffix: "", unit: "bit/s", more_is_better: true, of: |sample| sample.per_second * 8.0 };
-const MEDIAN: Figure =
-    Figure { suffix: "-p50", unit: "us", more_is_better: false, of: |sample| sample.microseconds(0) };
-const P99: Figure = Figure { suffix: "-p99", unit: "us", more_is_better: false, of: |sample| sample.microseconds(1) };
-const ONLY_MEDIAN: Figure = Figure { suffix: "", ..MEDIAN };
-const CPU: Figure =
-    Figure { suffix: "-cpu", unit: "s/million", more_is_better: false, of: |sample| sample.processor * 1e6 };
-const CPU_OF_BYTES: Figure =
-    Figure { suffix: "-cpu", unit: "s/TB", more_is_better: false, of: |sample| sample.processor * 1e12 };
-
-impl Load {
-    /// What of a sample is kept; the first is told while it runs.
-    fn figures(self) -> &'static [Figure] {
-        match self {
-            Self::Connections | Self::Datagrams => &[RATE, CPU],
-            Self::Requests => &[RATE, MEDIAN, P99, CPU],
-            Self::Streams(_) => &[BITS, CPU_OF_BYTES],
-            Self::FirstPacket => &[ONLY_MEDIAN],
-        }
-    }
-}
-
-impl Sample {
-    fn microseconds(self, index: usize) -> f64 {
-        self.times.map_or(f64::NAN, |times| times[index].as_secs_f64() * 1e6)
-    }
-}
-
-fn facts(contenders: &[Contender], options: &Options) -> BTreeMap<String, String> {
-    let mut facts = facts::machine();
-    let versions = [
-        ("nftables", facts::version("nft")),
-        ("iptables-nft", facts::version("iptables-nft")),
-        ("iptables-legacy", facts::version("iptables-legacy")),
-        ("viaduct", agent::binary().ok().and_then(facts::version)),
-        ("ovs", facts::version("ovs-vswitchd")),
-        ("kube-proxy", options.kube_proxy.as_ref().and_then(facts::version)),
-    ];
-    for (name, version) in versions {
-        if let Some(version) = version.filter(|_| contenders.iter().any(|contender| contender.name.contains(name))) {
-            facts.insert(name.to_owned(), version);
-        }
-    }
-    for (name, text) in METHOD {
-        facts.insert(name.to_owned(), text.to_owned());
-    }
-    facts
-}
-
-const METHOD: [(&str, &str); 7] = [
-    (
-        "direct",
-        "the client dials the pod; same nodes, veth pairs and routes as the others, no rules, no tables and no tracked \
-         connections in any namespace of it (checked at the end), no BPF programs",
-    ),
-    (
-        "rules",
-        "as kube-proxy writes them, on both nodes; the service that is dialled stands in the middle of the list, has one \
-         endpoint; conntrack as the kernel has it",
-    ),
-    ("connections", "6 clients: connect, 64 bytes, 64 bytes back, the server closes first; blocking sockets"),
-    ("requests", "one connection, 64 bytes each way, both ends on one processor"),
-    ("datagrams", "one client, 64 bytes of payload, one way after one exchange; those that arrived"),
-    ("offloads", "off: `ethtool -K IFACE gro off gso off tso off tx off` at both ends of every veth pair"),
-    (
-        "cpu",
-        "what all processors were busy meanwhile by /proc/stat (user, nice, system, irq, softirq), clients, servers and \
-         whatever else ran included",
-    ),
-];
-
-/// Three significant digits and more, for people.
-fn shown(value: f64) -> String {
-    match value.abs() {
-        size if size >= 1e9 => format!("{:.2}G", value / 1e9),
-        size if size >= 1e6 => format!("{:.2}M", value / 1e6),
-        size if size >= 1e4 => format!("{:.1}k", value / 1e3),
-        size if size >= 100.0 => format!("{value:.0}"),
-        _ => format!("{value:.2}"),
-    }
-}
-
-/// Everything, each contender's ratio to direct traffic of the same round.
-fn table(samples: &Samples) -> String {
-    let mut lines = vec![format!(
-        "{:<66} {:<20} {:>9} {:<9} {:>6}  {:<13} {}",
-        "WHAT", "WHO", "MEDIAN", "UNIT", "RATIO", "MIN..MAX", "ROUNDS"
-    )];
-    for series in &samples.series {
-        let is_base =
-            |base: &&Series| base.name == DIRECT && base.group == series.group && base.parameters == series.parameters;
-        let base = samples.series.iter().find(is_base);
-        let mut ratios = base.map(|base| series.ratios(base)).unwrap_or_default();
-        ratios.sort_by(f64::total_cmp);
-        let range = match (ratios.first(), ratios.last()) {
-            (Some(least), Some(most)) => format!("{least:.3}..{most:.3}"),
-            _ => String::new(),
-        };
-        let parameters: String = series.parameters.iter().map(|(name, value)| format!(" {name}={value}")).collect();
-        lines.push(format!(
-            "{:<66} {:<20} {:>9} {:<9} {:>6}  {range:<13} {}",
-            format!("{}{parameters}", series.group),
-            series.name,
-            series.median().map_or("-".to_owned(), shown),
-            series.unit,
-            median(ratios).map_or("-".to_owned(), |ratio| format!("{ratio:.3}")),
-            series.samples.iter().flatten().count(),
-        ));
-    }
-    // Those to be compared stand together.
-    lines[1..].sort_by_key(|line| line[..66].to_owned());
-    lines.join("\n")
 }
