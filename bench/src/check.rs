@@ -1,7 +1,8 @@
 //! Whether ratios are within their budgets, which a file in the repository has.
 //!
-//! Of each series the best round counts, and that of what it is divided by: what else the machine does only makes figures worse. What
-//! is over its budget then is measured once more, and may not be so again.
+//! A ratio is that of the best round of a series and the best of what it is divided by, since what else the machine does only makes
+//! figures worse; or the median of the ratios of all rounds, if that is better: one may have had a quiet moment that the other had not.
+//! What is over its budget then is measured once more, and may not be so again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ use toml::Spanned;
 
 use crate::report::figures::{Part, distinct};
 use crate::report::read;
-use crate::results::{Samples, Series};
+use crate::results::{Samples, Series, median};
 
 /// Options of `viaduct-bench check`.
 #[derive(Debug, Clone, clap::Args)]
@@ -132,16 +133,16 @@ fn judge(part: &Part, budgets: &Budgets, line: impl Fn(Range<usize>) -> String) 
     for budget in budgets.get(&part.samples.part).into_iter().flatten() {
         let (place, budget) = (line(budget.span()), budget.get_ref());
         for series in part.samples.series.iter().filter(|series| budget.is_about(series)) {
-            let Some(ratio) = budget.ratio(part, series) else {
+            let Some((least, most)) = budget.ratios(part, series) else {
                 println!("left out: {}, there is nothing to divide it by ({place})", name(series));
                 continue;
             };
-            let told = format!("{} is {ratio:.2} times {}", name(series), budget.base_name(part, series));
-            let limits = [("at most", budget.at_most, 1.0), ("at least", budget.at_least, -1.0)];
-            for (words, limit, sign) in
-                limits.into_iter().filter_map(|(words, limit, sign)| Some((words, limit?, sign)))
+            let limits = [("at most", budget.at_most, least), ("at least", budget.at_least, most)];
+            for (words, limit, ratio) in
+                limits.into_iter().filter_map(|(words, limit, ratio)| Some((words, limit?, ratio)))
             {
-                let is_within = (ratio - limit) * sign <= 0.0;
+                let told = format!("{} is {ratio:.2} times {}", name(series), budget.base_name(part, series));
+                let is_within = if words == "at most" { ratio <= limit } else { ratio >= limit };
                 println!("{} {told}, {words} {limit} ({place})", if is_within { "good:" } else { "NOT: " });
                 if !is_within {
                     let told = format!("{told}, and may be {words} {limit} by {place}");
@@ -170,9 +171,12 @@ impl Budget {
         part.find(&series.group, self.to.as_deref().unwrap_or(&self.name), &parameters.collect::<Vec<_>>())
     }
 
-    /// That of the best rounds.
-    fn ratio(&self, part: &Part, series: &Series) -> Option<f64> {
-        Some(best(series)? / best(self.base(part, series)?)?)
+    /// That of the best rounds, and the median of all: the lesser first.
+    fn ratios(&self, part: &Part, series: &Series) -> Option<(f64, f64)> {
+        let base = self.base(part, series)?;
+        let of_best = best(series)? / best(base)?;
+        let of_all = median(series.ratios(base)).unwrap_or(of_best);
+        Some((of_best.min(of_all), of_best.max(of_all)))
     }
 
     fn base_name(&self, part: &Part, series: &Series) -> String {

@@ -14,6 +14,8 @@ use crate::{control_rules, facts};
 
 /// Options of `viaduct-bench control`.
 #[derive(Debug, Clone, clap::Args)]
+// Or it could not be flattened beside the options of another part, which are called the same.
+#[group(skip)]
 pub struct Options {
     /// Small clusters and few rounds: says that it works, and little more
     #[arg(long)]

@@ -27,8 +27,8 @@ pub fn draw(part: &Part, folder: &Path) -> Result<Vec<(String, String)>> {
     };
     plots
         .into_iter()
-        .map(|(title, svg)| {
-            let words: Vec<_> = title.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+        .map(|Drawn { title, name, svg }| {
+            let words: Vec<_> = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
             let file = format!("{}.svg", words.join("-").to_lowercase());
             let path = folder.join(&file);
             fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
@@ -37,7 +37,12 @@ pub fn draw(part: &Part, folder: &Path) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-type Drawn = (String, String);
+struct Drawn {
+    title: String,
+    /// Of the file: the same whatever the sizes.
+    name: String,
+    svg: String,
+}
 
 /// Growth over flows and over services, of packets that follow a flow and of those that open one.
 fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
@@ -67,7 +72,8 @@ fn packet_path(part: &Part) -> Result<Vec<Drawn>> {
                 continue;
             }
             let title = format!("{what} by {along}");
-            plots.push((title.clone(), growth(&title, &panels, along, &Scale::Linear("nanoseconds"))?));
+            let svg = growth(&title, &panels, along, &Scale::Linear("nanoseconds"))?;
+            plots.push(Drawn { title, name: format!("{group} by {along}"), svg });
         }
     }
     Ok(plots)
@@ -85,7 +91,8 @@ fn control(part: &Part) -> Result<Vec<Drawn>> {
         let panel = Panel { title: String::new(), lines: lines.collect() };
         if panel.is_worth_drawing() {
             let title = format!("Control: {group}");
-            plots.push((title.clone(), growth(&title, &[panel], "services", &Scale::Logarithmic(unit))?));
+            let svg = growth(&title, &[panel], "services", &Scale::Logarithmic(unit))?;
+            plots.push(Drawn { name: title.clone(), title, svg });
         }
     }
     Ok(plots)
@@ -135,7 +142,8 @@ fn traffic(part: &Part) -> Result<Vec<Drawn>> {
             let services = count(services, "service");
             let title = format!("{what} as a ratio to direct, {}, {services}", topology.replace('-', " "));
             let better = if more_is_better { "more is better" } else { "less is better" };
-            plots.push((title.clone(), ratios(&title, better, &rows)?));
+            let svg = ratios(&title, better, &rows)?;
+            plots.push(Drawn { title, name: format!("traffic {what} {topology}"), svg });
         }
     }
     Ok(plots)
