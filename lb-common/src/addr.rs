@@ -64,7 +64,8 @@ pub const ADDRESS_BITS: u32 = 1 << 20;
 /// The upper bits of a product: cheaper than [`mix`], and even enough for addresses.
 #[inline(always)]
 const fn bit(word: u64) -> u32 {
-    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - ADDRESS_BITS.ilog2())) as u32
+    const SHIFT: u32 = u64::BITS - ADDRESS_BITS.ilog2();
+    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> SHIFT & 0xffff_ffff) as u32
 }
 
 /// An IPv4 address.

@@ -30,6 +30,8 @@ pub struct Stopped {
     pub took: Duration,
     /// The exit status.
     pub status: ExitStatus,
+    /// All that it has printed.
+    pub log: String,
 }
 
 /// The `viaduct` program: $VIADUCT_BIN, or what the workspace built last as release or else debug.
@@ -108,7 +110,7 @@ impl Agent {
         kill(Pid::from_raw(i32::try_from(process.id())?), Signal::SIGTERM)?;
         let what = format!("the agent on {} has ended after SIGTERM", self.node);
         let status = wait_until(&what, AGENT_STOP, || process.try_wait().transpose())??;
-        Ok(Stopped { took: start.elapsed(), status })
+        Ok(Stopped { took: start.elapsed(), status, log: self.log() })
     }
 
     pub(crate) fn process(&self) -> Arc<Mutex<Child>> {

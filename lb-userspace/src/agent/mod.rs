@@ -99,8 +99,9 @@ pub fn run(options: Options) -> Result<()> {
         .context("cannot start tokio")?;
     // On the worker, so that a large sync on this thread does not keep a signal waiting.
     let _guard = runtime.enter();
-    runtime.spawn(exit_when_told(signal(SignalKind::terminate()).context("cannot handle SIGTERM")?));
-    runtime.spawn(exit_when_told(signal(SignalKind::interrupt()).context("cannot handle SIGINT")?));
+    let (term, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+    runtime.spawn(exit_when_told(signal(term).context("cannot handle SIGTERM")?, options.pins.clone()));
+    runtime.spawn(exit_when_told(signal(interrupt).context("cannot handle SIGINT")?, options.pins.clone()));
     runtime.block_on(serve(options))
 }
 
@@ -120,9 +121,13 @@ fn exit_on_panic() {
 }
 
 /// Whatever the agent is doing may be cut short at any point: the next one goes on from what the maps hold.
-async fn exit_when_told(mut signal: Signal) {
+async fn exit_when_told(mut signal: Signal, pins: Pins) {
     signal.recv().await;
-    info!("stopped; the datapath goes on without the agent");
+    if pins.layout().exists() {
+        info!("stopped; the datapath goes on without the agent");
+    } else {
+        warn!("stopped; nothing is pinned in {}, so the datapath ends with the agent", pins.root().display());
+    }
     std::process::exit(0);
 }
 

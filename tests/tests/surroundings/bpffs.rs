@@ -145,7 +145,8 @@ fn what_is_unmounted_ends_with_the_agent_and_the_next_one_begins_anew() {
     mounts.unmount(&["--lazy"]).unwrap();
     wait_until("the log tells", SYNC, || agent.log().contains("was unmounted").then_some(())).unwrap();
     assert!(answers(cluster.client(), WEB));
-    agent.kill9().unwrap();
+    let log = agent.stop().unwrap().log;
+    assert!(log.contains("so the datapath ends with the agent"), "{log}");
     wait_until("nobody serves it", SYNC, || (!answers(cluster.client(), WEB)).then_some(())).unwrap();
     mounts.mount();
     let _agent = mounts.start(&cluster);
