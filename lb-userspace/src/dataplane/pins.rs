@@ -337,17 +337,17 @@ mod tests {
     #[test]
     fn datapaths_are_told_by_the_names_of_their_folders() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["v9", "v2-1", "v5-2", "v5-3-new", "v3-old", "vx", "v4-x", "4", "v6-1-tmp"] {
+        for name in ["v9", "v2-1", "v95-2", "v95-3-new", "v3-old", "vx", "v4-x", "4", "v6-1-tmp"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let pins = Pins::new(folder.path());
         let names: Vec<_> = pins.datapaths().iter().map(Datapath::name).collect();
-        assert_eq!(names, ["v9", "v2-1", "v5-2"], "the latest is last");
+        assert_eq!(names, ["v9", "v2-1", "v95-2"], "the latest is last");
         let mut leftovers = pins.leftovers();
         leftovers.sort();
-        assert_eq!(leftovers, ["v3-old", "v5-3-new"].map(|name| folder.path().join(name)));
-        assert_eq!(pins.within("v5-2").beside().number_of_beside(), Some(2));
-        assert_eq!(pins.within("v5-2").number_of_beside(), None);
+        assert_eq!(leftovers, ["v3-old", "v95-3-new"].map(|name| folder.path().join(name)));
+        assert_eq!(pins.within("v95-2").beside().number_of_beside(), Some(2));
+        assert_eq!(pins.within("v95-2").number_of_beside(), None);
         assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}")));
         fs::create_dir(folder.path().join(format!("v{LAYOUT}-7"))).unwrap();
         assert_eq!(pins.layout(), folder.path().join(format!("v{LAYOUT}-7")));
