@@ -1,11 +1,13 @@
 //! The least that translates a packet: parse, one look-up, rewrite; and for a first packet two entries besides.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
 use lb_common::checksum::Difference;
-use lb_common::wire::{ETHERNET_LEN, Ipv4Header, Ipv6Header, Ports, TCP_CHECK_OFFSET, UDP_CHECK_OFFSET};
-use lb_common::{Address4, Address6, Family, InterfaceIndex, Protocol, Tuple};
+use lb_common::wire::{ETHERNET_LEN, Ipv4Header, Ipv6Header, TCP_CHECK_OFFSET, UDP_CHECK_OFFSET};
+use lb_common::{Address4, Address6, Family, Protocol, Tuple};
 
 use crate::maps::Maps;
 
@@ -39,20 +41,13 @@ pub fn translate<A: Ip>(ctx: &TcContext, kind: Kind) -> Option<()> {
     let l4 = ETHERNET_LEN + A::LEN;
     let (source, destination, protocol) = A::parse(ctx)?;
     // SAFETY: bounds were checked by `ptr_at`, and the context is valid for the run of the program.
-    let (ports, interface) = unsafe { (*ptr_at::<Ports>(ctx, l4)?, (*ctx.skb.skb).ifindex) };
+    let (ports, interface) = unsafe { (*ptr_at::<u32>(ctx, l4)?, (*ctx.skb.skb).ifindex) };
     let (protocol, check, zero) = match protocol {
         6 => (Protocol::Tcp, l4 + TCP_CHECK_OFFSET, 0),
         17 => (Protocol::Udp, l4 + UDP_CHECK_OFFSET, u64::from(BPF_F_MARK_MANGLED_0)),
         _ => return None,
     };
-    let from = Tuple {
-        source,
-        destination,
-        source_port: u16::from_be(ports.source),
-        destination_port: u16::from_be(ports.destination),
-        protocol,
-        interface: InterfaceIndex::new(interface),
-    };
+    let from = tuple((source, destination), ports, protocol, interface);
     let to = match (kind, A::flow(&from)) {
         // SAFETY: a map value, valid for the run of the program.
         (Kind::Follow, Some(to)) => unsafe { *to },
@@ -63,12 +58,11 @@ pub fn translate<A: Ip>(ctx: &TcContext, kind: Kind) -> Option<()> {
     let addresses = Difference::NONE.words(from.source.words(), to.source.words());
     let addresses = addresses.words(from.destination.words(), to.destination.words());
     A::write(ctx, to.source, to.destination, addresses)?;
-    let at = ptr_at::<Ports>(ctx, l4)?;
-    // SAFETY: bounds were checked by `ptr_at`.
+    let at = ptr_at::<u32>(ctx, l4)?;
+    // SAFETY: bounds were checked by `ptr_at`, and the ports of a tuple are side by side.
     let ports = unsafe {
-        let old = at.cast::<u32>().read();
-        *at = Ports { source: to.source_port.to_be(), destination: to.destination_port.to_be() };
-        Difference::NONE.word(old, at.cast::<u32>().read())
+        let new = other_order((&raw const to.source_port).cast::<u32>().read());
+        Difference::NONE.word(at.replace(new), new)
     };
     let replace = |difference: Difference, flags: u64| {
         ctx.skb.l4_csum_replace(check, 0, u64::from(difference.sum()), flags | zero).ok()
@@ -80,6 +74,28 @@ pub fn translate<A: Ip>(ctx: &TcContext, kind: Kind) -> Option<()> {
         unsafe { bpf_csum_update(ctx.skb.skb, addresses.sum()) };
     }
     replace(ports, 0)
+}
+
+/// The key, written in words: the hash reads it so, and would have to wait for words that are put together from parts.
+#[inline(always)]
+fn tuple<A: Ip>((source, destination): (A, A), ports: u32, protocol: Protocol, interface: u32) -> Tuple<A> {
+    let mut tuple = MaybeUninit::<Tuple<A>>::uninit();
+    let at = tuple.as_mut_ptr();
+    // SAFETY: these are all fields: behind the addresses the ports, the protocol, and the interface in three bytes.
+    unsafe {
+        (&raw mut (*at).source).write(source);
+        (&raw mut (*at).destination).write(destination);
+        (&raw mut (*at).source_port).cast::<u32>().write(other_order(ports));
+        let last = u32::from_le_bytes([protocol as u8, 0, 0, 0]) | interface << 8;
+        (&raw mut (*at).protocol).cast::<u32>().write(last);
+        tuple.assume_init()
+    }
+}
+
+/// Two ports in the order of the network, of the machine instead, or the other way round.
+#[inline(always)]
+const fn other_order(ports: u32) -> u32 {
+    ports.swap_bytes().rotate_left(16)
 }
 
 /// Adds the two halves of a flow.
