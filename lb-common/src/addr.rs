@@ -61,7 +61,8 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
 /// of them are 128 KiB, which stay in a processor's cache.
 pub const ADDRESS_BITS: u32 = 1 << 20;
 
-/// The upper bits of a product: cheaper than [`mix`], and even enough for addresses.
+/// The upper bits of a product: cheaper than [`mix`], and even enough for addresses. Maps are carried from version to version bit by
+/// bit: with another function, or number of bits, the map needs another name.
 #[inline(always)]
 const fn bit(word: u64) -> u32 {
     const SHIFT: u32 = u64::BITS - ADDRESS_BITS.ilog2();

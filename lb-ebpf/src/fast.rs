@@ -27,7 +27,7 @@ pub const LONG_WAY: i32 = i32::MAX;
 pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
     let mut tuple = MaybeUninit::uninit();
     let Some(tuple) = read::<A>(ctx, &mut tuple) else { return LONG_WAY };
-    if !maps::is_known(&tuple.destination) && tuple.destination != A::hairpin() {
+    if !maps::is_known(&tuple.destination) {
         return TC_ACT_UNSPEC;
     }
     let Some(entry) = maps::flow(Flows, tuple) else {
@@ -38,8 +38,9 @@ pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
             TC_ACT_UNSPEC
         };
     };
-    // SAFETY: a map value, valid for the run of the program; what decides is copied first.
-    let (hook, backend, generation) = unsafe { ((*entry).hook, (*entry).backend, (*entry).generation) };
+    // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
+    let (hook, backend, generation, to) =
+        unsafe { ((*entry).hook, (*entry).backend, (*entry).generation, (*entry).to) };
     let now = now();
     // SAFETY: as above.
     if hook != Hook::FromPod || unsafe { is_mirror_due(&*entry, now) } {
@@ -49,7 +50,7 @@ pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
     if needs_backend && !is_current::<A>(backend, generation) {
         return LONG_WAY;
     }
-    if follow(ctx, tuple.protocol, entry, now).is_none() {
+    if follow(ctx, entry, &to, now).is_none() {
         return LONG_WAY;
     }
     set_mark(ctx);
@@ -64,11 +65,12 @@ pub fn to_pod<A: Ip>(ctx: &TcContext) -> i32 {
     let Some(entry) = maps::flow(Flows, tuple) else {
         return if maps::flow(HalfOpen, tuple).is_some() { LONG_WAY } else { TC_ACT_UNSPEC };
     };
-    // SAFETY: a map value, valid for the run of the program.
-    if unsafe { (*entry).hook } != Hook::ToPod {
+    // SAFETY: as above.
+    let (hook, to) = unsafe { ((*entry).hook, (*entry).to) };
+    if hook != Hook::ToPod {
         return TC_ACT_UNSPEC;
     }
-    if follow(ctx, tuple.protocol, entry, now()).is_some() { TC_ACT_UNSPEC } else { LONG_WAY }
+    if follow(ctx, entry, &to, now()).is_some() { TC_ACT_UNSPEC } else { LONG_WAY }
 }
 
 /// The tuple of a packet without options or extension headers that is no fragment, a TCP segment that neither begins nor ends
@@ -110,22 +112,20 @@ fn read<'a, A: Ip>(ctx: &TcContext, tuple: &'a mut MaybeUninit<Tuple<A>>) -> Opt
     }
 }
 
-/// Counts a packet of the flow, and gives it the tuple to which that leads. `None`: nothing was changed.
+/// Counts a packet of the flow, and gives it the tuple `to`. `None`: nothing was changed.
 #[inline(always)]
-fn follow<A: Ip>(ctx: &TcContext, protocol: Protocol, entry: *mut Flow<A>, now: u64) -> Option<()> {
+fn follow<A: Ip>(ctx: &TcContext, entry: *mut Flow<A>, to: &Tuple<A>, now: u64) -> Option<()> {
     let ports = ptr_at::<u32>(ctx, transport::<A>())?;
-    // SAFETY: a map value, valid for the run of the program.
-    let to = unsafe { &(*entry).to };
     // SAFETY: the ports fill an aligned word.
     let new = other_order(unsafe { (&raw const to.source_port).cast::<u32>().read() });
     let addresses = A::write_addresses(ctx, ETHERNET_LEN, &to.source, &to.destination)?;
     // SAFETY: bounds were checked by `ptr_at`, and no helper was called since.
     let old = unsafe { ports.replace(new) };
-    let check = if protocol == Protocol::Tcp { TCP_CHECK_OFFSET } else { UDP_CHECK_OFFSET };
+    let check = if to.protocol == Protocol::Tcp { TCP_CHECK_OFFSET } else { UDP_CHECK_OFFSET };
     let changed = (old != new).then(|| Difference::NONE.word(old, new));
     account(entry, tcp_flags::ACK, Packet::<A>::len(ctx), now);
     // What could be written above is there.
-    let _ = replace_checksum::<A>(ctx, transport::<A>() + check, protocol, addresses, changed);
+    let _ = replace_checksum::<A>(ctx, transport::<A>() + check, to.protocol, addresses, changed);
     Some(())
 }
 

@@ -109,6 +109,7 @@ fn short_way_6(ctx: *mut __sk_buff, at: At) -> i32 {
 /// may leave a pointer in those bits of a larger answer that have no meaning, which the verifier forbids.
 #[inline(never)]
 fn verdict<A: Ip>(ctx: &TcContext, at: At) -> i32 {
+    maps::count_long_way();
     match handle::<A>(ctx, at) {
         Ok(Next::Pass) => TC_ACT_UNSPEC,
         Ok(Next::Redirect) => TC_ACT_REDIRECT,

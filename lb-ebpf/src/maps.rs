@@ -35,7 +35,8 @@ static SERVICE_NAMES: HashMap<u32, ServiceName, 1, NO_PREALLOC> = HashMap::new()
 static SERVICE_STATS: PerCpuArray<ServiceStats, 1> = PerCpuArray::new();
 #[btf_map]
 static BUDGETS: Array<Budget, 1, MMAPABLE> = Array::new();
-/// A bit for every address that is served, or was since the map was made; no bit is ever cleared.
+/// A bit for every address that a packet of a flow may be for: that is served, or was since the map was made, or is dialled directly.
+/// No bit is ever cleared.
 #[btf_map]
 static ADDRESSES: Array<u64, { ADDRESS_BITS as usize / 64 }, MMAPABLE> = Array::new();
 #[btf_map]
@@ -240,6 +241,22 @@ family!(
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".bss.lookups")]
 static mut LOOKUPS: u64 = 0;
+
+/// Packets that went the long way, in the same builds.
+#[cfg(feature = "count-lookups")]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".bss.long_ways")]
+static mut LONG_WAYS: u64 = 0;
+
+#[inline(always)]
+pub fn count_long_way() {
+    #[cfg(feature = "count-lookups")]
+    // SAFETY: as below.
+    unsafe {
+        let counter = &raw mut LONG_WAYS;
+        counter.write_volatile(counter.read_volatile() + 1);
+    }
+}
 
 #[inline(always)]
 fn count_lookup() {

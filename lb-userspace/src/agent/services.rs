@@ -392,9 +392,7 @@ impl Services {
 fn adopt(maps: &Maps) -> Result<State> {
     // Packets may still use what an agent before has given up.
     wait_for_grace_period();
-    let found = maps.read()?;
-    maps.note_served(&found);
-    let mut state = State::adopt(found, maps.limits());
+    let mut state = State::adopt(maps.read()?, maps.limits());
     state.verify(|range| maps.slots(range));
     Ok(state)
 }

@@ -276,11 +276,6 @@ where
         self.addresses.word(bit / 64, 0).fetch_or(1 << (bit % 64), Ordering::Release);
     }
 
-    /// Has the programs look at all packets.
-    pub fn note_all(&self) {
-        (0..self.addresses.len()).for_each(|word| self.addresses.word(word, 0).store(u64::MAX, Ordering::Release));
-    }
-
     pub(super) fn remove_vip(&mut self, address: IpAddr) -> Result<()> {
         let address = self.address(address)?;
         self.vips.remove(&address)

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
@@ -91,17 +90,6 @@ impl Maps {
             backends: self.backends()?,
             origins: [self.v4.origins()?, self.v6.origins()?].concat(),
         })
-    }
-
-    /// Has the programs look at packets to all addresses that are served: somebody may have removed the pin of the map that says so.
-    pub fn note_served(&self, found: &Found) {
-        let served = found.frontends.iter().map(|(frontend, _)| frontend.address);
-        for address in served.chain(found.vips.iter().map(|(address, _)| *address)) {
-            match address {
-                IpAddr::V4(address) => self.v4.note(address.into()),
-                IpAddr::V6(address) => self.v6.note(address.into()),
-            }
-        }
     }
 
     /// What clients dial, and the service port that answers.

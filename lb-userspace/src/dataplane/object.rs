@@ -19,7 +19,7 @@ use lb_common::hash::DEFAULT_SEED;
 
 use super::attach::cgroup::PROGRAMS as AT_SOCKETS;
 use super::kernel::network_namespace;
-use super::{MapShape, Pins, Sizes};
+use super::{MapShape, Maps, Pins, Sizes};
 
 /// The kernel programs, built from `lb-ebpf` and part of this binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VIADUCT_BPF_OBJECT"));
@@ -250,6 +250,9 @@ impl Object {
         for name in [Self::FROM_POD, Self::TO_POD] {
             program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
+        let maps = Maps::open(pins, true)?;
+        maps.v4.note(settings.hairpin.0.into());
+        maps.v6.note(settings.hairpin.1.into());
         let mut object = Self { ebpf, socket_lb };
         for name in object.at_sockets() {
             let refused = || format!("the kernel refused the program {name}, which --socket-lb=off does without");

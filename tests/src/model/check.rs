@@ -4,10 +4,10 @@ use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
 use anyhow::{Result, ensure};
-use lb_common::abi::Reason;
+use lb_common::abi::{Hook, Reason};
 
 use super::abi::{Decode, Encode, OfFamily};
-use super::flows::{BackendId, Timed};
+use super::flows::{BackendId, Flow, Timed, Tuple};
 use super::health::BackendCounts;
 use super::kernel::{Kernel, Output};
 use super::operation::{self, Operation};
@@ -147,9 +147,13 @@ impl Check {
         let output = self.kernel.run(arrival);
         let after = now()?;
         let output = output?;
-        // Of a tick they have the time at which one of them first asked in it, perhaps a moment before the clock was told of the tick.
+        // Of a tick they have the time at which one of them first asked in it.
         let times = before.saturating_sub(TICK)..=after;
         let asked = self.kernel.clock()?;
+        if asked > after {
+            return Err(Difference::between("clock", &after, &asked));
+        }
+        // None that needs the time has run for longer.
         let outcome = self.model.run(arrival, if times.contains(&asked) { asked } else { after });
         self.compare(arrival, &outcome, output.as_ref(), &times).map(|()| outcome)
     }
@@ -195,6 +199,11 @@ impl Check {
         all(&self.kernel, "DETOURS", &self.model.detours)?;
         all(&self.kernel, "AFFINITY", &self.model.affinities)?;
         all(&self.kernel, "FRAGMENTS", &self.model.fragments)?;
+        let is_unknown =
+            |(key, flow): &(&Tuple, &Flow)| flow.hook != Hook::ToPod && !self.kernel.is_known(key.destination.ip());
+        if let Some((key, _)) = self.model.flows.entries().iter().find(is_unknown) {
+            return Err(Difference { what: "the address of a flow is not known", text: format!("{key:?}") });
+        }
         if !self.has_evicted
             && let Some(half) = self.model.single_half()
         {
@@ -274,12 +283,11 @@ fn compare_packets(outcome: &Outcome, output: &Output) -> Result<(), Difference>
 /// A tick is no longer than this, nanoseconds.
 const TICK: u64 = 10_000_000;
 
-/// The clock that the programs read (`bpf_ktime_get_coarse_ns`), by a system call: the copy that a process can read without
-/// one is a moment ahead of it.
+/// The clock that the programs read (`bpf_ktime_get_ns`).
 fn now() -> Result<u64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes a `timespec`.
-    let result = unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    let result = unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut time) };
     ensure!(result == 0, "clock_gettime: {}", std::io::Error::last_os_error());
     Ok(u64::try_from(time.tv_sec)? * 1_000_000_000 + u64::try_from(time.tv_nsec)?)
 }

@@ -107,7 +107,36 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
     });
 }
 
+#[test]
+fn packets_of_established_flows_go_the_short_way() {
+    needs_root!();
+    let mut datapath = Datapath::with_object(COUNTING).unwrap();
+    for net in nets() {
+        datapath.serve("web", Protocol::Tcp, net.vip, &net.backends).unwrap();
+        datapath.serve("dns", Protocol::Udp, net.vip, &net.backends).unwrap();
+        let (_, backend) = establish(&mut datapath, net.client, net.vip);
+        let datagram = |from, to| packet::udp(from, to, b"data");
+        let answered = destination(&datapath.from_pod(datagram(net.client, net.vip)).unwrap().frame);
+        datapath.to_pod(datagram(answered, net.client)).unwrap();
+        datapath.from_pod(datagram(net.client, net.vip)).unwrap();
+        let segment = |from, to| packet::tcp(from, to, TcpFlags::ACK, b"data");
+        let before = counter(&mut datapath, ".bss.long_ways").unwrap();
+        for (sent, answer) in [
+            (segment(net.client, net.vip), segment(backend, net.client)),
+            (datagram(net.client, net.vip), datagram(answered, net.client)),
+        ] {
+            assert_ne!(datapath.from_pod(sent.clone()).unwrap().frame, sent);
+            assert_ne!(datapath.to_pod(answer.clone()).unwrap().frame, answer);
+        }
+        assert_eq!(counter(&mut datapath, ".bss.long_ways").unwrap(), before);
+    }
+}
+
 fn look_ups(datapath: &mut Datapath) -> Result<u64> {
-    let globals = datapath.object().ebpf().map(".bss.lookups").context("the object has no .bss")?;
+    counter(datapath, ".bss.lookups")
+}
+
+fn counter(datapath: &mut Datapath, section: &str) -> Result<u64> {
+    let globals = datapath.object().ebpf().map(section).with_context(|| format!("the object has no {section}"))?;
     Ok(Array::<_, u64>::try_from(globals)?.get(&0, 0)?)
 }

@@ -6,7 +6,8 @@ use std::fs;
 use lb_common::abi::Flow4;
 use lb_common::{Protocol, Tuple4};
 use lb_userspace::dataplane::{Maps, Pins};
-use viaduct_tests::{Agent, Build, HttpConnection, needs_root};
+use viaduct_tests::deadline::SYNC;
+use viaduct_tests::{Agent, Build, HttpConnection, ServiceManifest, http_get, needs_root, wait_until};
 
 use crate::Cluster;
 use crate::traffic::Traffic;
@@ -53,6 +54,29 @@ fn a_hundred_thousand_flows_come_back_as_they_were() {
         assert_eq!(after.get(&key), Some(&flow), "{key:?}");
     }
     connection.get().unwrap();
+}
+
+/// Programs do not look at packets to an address that was never served, as far as they know.
+#[test]
+fn a_connection_to_a_deleted_service_outlives_the_map_that_says_which_addresses_to_look_at() {
+    needs_root!();
+    let cluster = Cluster::new();
+    let agent = cluster.start(Build::Shipped);
+    let client = cluster.lab.pod("client").namespace();
+    let vip = "10.96.0.10:80".parse().unwrap();
+    let mut connection = HttpConnection::open(client, vip).unwrap();
+    connection.get().unwrap();
+    cluster.lab.manifests().delete(&ServiceManifest::new("default", "web")).unwrap();
+    wait_until("the service is gone", SYNC, || http_get(client, vip).is_err().then_some(())).unwrap();
+    connection.get().unwrap();
+    agent.stop().unwrap();
+    fs::remove_file(Pins::new(cluster.node().bpffs()).map("ADDRESSES")).unwrap();
+    for build in [Build::Shipped, Build::Other, Build::Shipped] {
+        let agent = cluster.start(build);
+        cluster.assert_is_at_rest(build.layout());
+        connection.get().unwrap();
+        agent.stop().unwrap();
+    }
 }
 
 /// Adds 50,000 connections like the one from this port, and returns their entries.

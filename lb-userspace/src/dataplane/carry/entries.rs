@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, MapType};
 use lb_common::abi::Family;
 use nix::errno::Errno;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::translate::Translation;
 use super::types::Types;
+use crate::dataplane::maps::shared;
 use crate::dataplane::raw_map::{Put, RawMap, Walk};
+use crate::dataplane::shared_array::SharedArray;
 use crate::dataplane::{ADDRESSES, Pins, Sizes, clock, flag_for, test_hooks};
 
 /// How many entries to read at a time.
@@ -39,6 +42,7 @@ pub(super) enum Which {
 pub(super) struct Carrier {
     from: String,
     maps: Vec<Pair>,
+    addresses: Addresses,
     /// When the last walk began: entries that were of use before that have been carried.
     since: u64,
 }
@@ -51,6 +55,35 @@ pub(super) struct Carried {
     pub(super) not_understood: u64,
     /// Entries of arrays that are shorter now, and of maps that may be full.
     pub(super) without_room: u64,
+}
+
+/// The bits of addresses.
+struct Addresses {
+    /// None where there is no such map, or its bits mean something else.
+    from: Option<SharedArray<u64>>,
+    to: SharedArray<u64>,
+}
+
+impl Addresses {
+    fn open(from: &Pins, to: &Pins) -> Result<Self> {
+        let to = shared::<u64>(to, ADDRESSES, true)?;
+        let from = from.map(ADDRESSES).exists().then(|| shared::<u64>(from, ADDRESSES, false)).transpose()?;
+        let from = from.filter(|from| from.len() == to.len());
+        if from.is_none() {
+            info!("which addresses were served before is not known: packets to all of them are looked at from now on");
+        }
+        Ok(Self { from, to })
+    }
+
+    /// Adds those that are set to those that are: the programs of both sides may set some meanwhile.
+    fn carry(&self) {
+        for index in 0..self.to.len() {
+            let bits = self.from.as_ref().map_or(u64::MAX, |from| from.word(index, 0).load(Ordering::Acquire));
+            if bits != 0 {
+                self.to.word(index, 0).fetch_or(bits, Ordering::Release);
+            }
+        }
+    }
 }
 
 struct Pair {
@@ -72,8 +105,6 @@ enum Kind {
     Lru,
     /// By index.
     Array,
-    /// By index, words of bits that are never cleared, written by both.
-    Bits,
 }
 
 impl Carrier {
@@ -87,14 +118,13 @@ impl Carrier {
                 continue;
             };
             let is_unserved = sizes.unserved.is_some_and(|family| name.ends_with(suffix(family)));
-            if is_unserved || !from.0.map(name).exists() {
+            if name == ADDRESSES || is_unserved || !from.0.map(name).exists() {
                 continue;
             }
             let open = |pins: &Pins| {
                 let path = pins.map(name);
                 let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
                 let kind = match map.info()?.map_type()? {
-                    MapType::Array if name == ADDRESSES => Kind::Bits,
                     MapType::Hash => Kind::Hash,
                     MapType::LruHash => Kind::Lru,
                     MapType::Array | MapType::PerCpuArray => Kind::Array,
@@ -111,18 +141,21 @@ impl Carrier {
             let (key, value) = (Translation::between(old_key, new_key), Translation::between(old_value, new_value));
             maps.push(Pair { name, kind, from, to, key, value, time });
         }
-        Ok(Self { from: from.0.layout().display().to_string(), maps, since: 0 })
+        let addresses = Addresses::open(from.0, to.0)?;
+        Ok(Self { from: from.0.layout().display().to_string(), maps, addresses, since: 0 })
     }
 
     pub(super) fn carry(&mut self, which: Which, carried: &mut Carried) -> Result<()> {
         let now = monotonic()?;
         let start = Instant::now();
         for pair in &self.maps {
-            if which == Which::All || matches!(pair.kind, Kind::Lru | Kind::Bits) {
+            if which == Which::All || pair.kind == Kind::Lru {
                 pair.carry(which, self.since, carried)
                     .with_context(|| format!("cannot carry {} over from {}", pair.name, self.from))?;
             }
         }
+        // Last: whoever finds a flow finds the bit of its address.
+        self.addresses.carry();
         debug!(from = self.from, which = ?which, duration_ms = start.elapsed().as_millis(), "entries carried");
         test_hooks::step();
         self.since = now.saturating_sub(MARGIN);
@@ -137,7 +170,7 @@ impl Pair {
         loop {
             let more = self.from.read(&mut walk, MANY)?;
             for (old_key, old_value) in walk.entries(self.from.sizes()) {
-                let is_empty = matches!(self.kind, Kind::Array | Kind::Bits) && old_value.iter().all(|&byte| byte == 0);
+                let is_empty = self.kind == Kind::Array && old_value.iter().all(|&byte| byte == 0);
                 if is_empty || self.time.is_some_and(|(at, _)| time(old_value, at) < since) {
                     continue;
                 }
@@ -170,16 +203,6 @@ impl Pair {
 
     /// False when the entry is there already, and as good; none when it finds no room and may do without.
     fn put(&self, which: Which, key: &[u8], value: &[u8]) -> Result<Option<bool>> {
-        if self.kind == Kind::Bits {
-            let mut present = vec![0; value.len()];
-            self.to.look_up(key, &mut present)?;
-            let both: Vec<_> = present.iter().zip(value).map(|(present, value)| present | value).collect();
-            if both == present {
-                return Ok(Some(false));
-            }
-            self.to.put(key, &both, Put::Always)?;
-            return Ok(Some(true));
-        }
         if self.kind != Kind::Lru {
             return match self.to.put(key, value, Put::Always) {
                 Err(error) if error.raw_os_error() == Some(Errno::E2BIG as i32) => {

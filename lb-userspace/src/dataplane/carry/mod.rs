@@ -74,10 +74,6 @@ pub fn take_over(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Objec
                 let from = pins.within(latest.name());
                 let old = types_of(&from, latest.layout, &types)?;
                 Carrier::open((&from, &old), (&pins_new, &types), sizes)?.carry(Which::All, &mut carried)?;
-                if !from.map(ADDRESSES).exists() {
-                    // Older than the map: which addresses there were before those that are served now, nobody knows.
-                    Maps::open(&pins_new, true)?.v4.note_all();
-                }
                 check_room(&pins_new, sizes, &carried)?;
                 if let Err(error) = TurnedAway::carry(&from, &pins_new) {
                     debug!("it is not carried over which maps are full: {error:#}");
@@ -115,7 +111,8 @@ fn load(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Object> {
     Ok(object)
 }
 
-/// Whether the maps of a datapath are as this version makes them. Missing ones will be made.
+/// Whether the maps of a datapath are as this version makes them. Missing ones will be made, but for that of the addresses: what
+/// flows lead from belongs there.
 fn fits(pins: &Pins, layout: u32, types: &Types, sizes: &Sizes) -> bool {
     let is_same = |old: Types| {
         old.0.iter().all(|(name, (key, value))| {
@@ -127,7 +124,11 @@ fn fits(pins: &Pins, layout: u32, types: &Types, sizes: &Sizes) -> bool {
     layout == LAYOUT
         && sizes.shapes().iter().all(|shape| {
             let path = pins.map(shape.name);
-            !path.exists() || MapInfo::from_pin(path).is_ok_and(|map| shape.is_that_of(&map))
+            if path.exists() {
+                MapInfo::from_pin(path).is_ok_and(|map| shape.is_that_of(&map))
+            } else {
+                shape.name != ADDRESSES
+            }
         })
         && Types::pinned(pins).is_ok_and(|old| old.is_none_or(is_same))
 }
