@@ -119,11 +119,16 @@ where
                     let other = other.as_ref().filter(|other| other.to == key.swap());
                     // The mirror of an attempt that another backend has won is no sign of a full table.
                     let cause = if self.is_half_open && cause == Cause::Single { Cause::Expired } else { cause };
-                    if self.remove((&key, &entry), other.map(|other| (&other_key, other)))? {
+                    let other = other.map(|other| (&other_key, other));
+                    if self.remove((&key, &entry), other)? {
                         *tick.collected.entry(cause).or_default() += 1;
+                        // Either half may be met first.
+                        let mut halves = [Some((&key, &entry)), other].into_iter().flatten();
                         // One that was lost may be asked for yet.
-                        if cause != Cause::Single && is_clients(&entry) && entry.is_detour(&key) {
-                            self.detours.remove(&key)?;
+                        if cause != Cause::Single
+                            && let Some((key, _)) = halves.find(|(key, half)| is_clients(half) && half.is_detour(key))
+                        {
+                            self.detours.remove(key)?;
                         }
                     }
                 }
