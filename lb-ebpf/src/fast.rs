@@ -3,13 +3,14 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Flow, Hook};
 use lb_common::checksum::Difference;
 use lb_common::wire::{ETHERNET_LEN, TCP_CHECK_OFFSET, TCP_LEN, TcpHeader, UDP_CHECK_OFFSET, UDP_LEN, tcp_flags};
 use lb_common::{Protocol, Tuple};
 
+use crate::bypass;
 use crate::clock::now;
 use crate::flow::{account, is_mirror_due};
 use crate::ip::Ip;
@@ -21,6 +22,8 @@ use crate::{maps, reason};
 
 /// The verdict on a packet that has to go the long way. Nothing was done to it.
 pub const LONG_WAY: i32 = i32::MAX;
+/// The verdict on a packet that may be for [`reply`].
+pub const REPLY: i32 = i32::MAX - 1;
 
 /// A packet that a pod has sent.
 #[inline(always)]
@@ -32,15 +35,14 @@ pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
     }
     let Some(entry) = maps::flow(Flows, tuple) else {
         let is_served = maps::service_port_at(tuple.destination, tuple.destination_port, tuple.protocol).is_some();
-        return if is_served || tuple.destination == A::hairpin() || reason::is_refused(&tuple.destination) {
-            LONG_WAY
-        } else {
-            TC_ACT_UNSPEC
-        };
+        if is_served || tuple.destination == A::hairpin() || reason::is_refused(&tuple.destination) {
+            return LONG_WAY;
+        }
+        return if bypass::is_on() { REPLY } else { TC_ACT_UNSPEC };
     };
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
-    let (hook, backend, generation, to) =
-        unsafe { ((*entry).hook, (*entry).backend, (*entry).generation, (*entry).to) };
+    let (hook, backend, generation, attempt, to) =
+        unsafe { ((*entry).hook, (*entry).backend, (*entry).generation, (*entry).attempt, (*entry).to) };
     let now = now();
     // SAFETY: as above.
     if hook != Hook::FromPod || unsafe { is_mirror_due(&*entry, now) } {
@@ -53,8 +55,33 @@ pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
     if follow(ctx, entry, &to, now).is_none() {
         return LONG_WAY;
     }
+    if bypass::is_on()
+        && bypass::is_answered(attempt)
+        && A::workspace().is_some_and(|work| bypass::request::<A>(ctx, &mut work.hop))
+    {
+        return TC_ACT_REDIRECT;
+    }
     set_mark(ctx);
     TC_ACT_UNSPEC
+}
+
+/// A packet that may be a reply to a client of this node, which it reaches past the stack. A function of its own, since its stack is
+/// to be free again.
+#[inline(never)]
+pub fn reply<A: Ip>(ctx: &TcContext) -> i32 {
+    let mut tuple = MaybeUninit::uninit();
+    let Some(tuple) = read::<A>(ctx, &mut tuple) else { return TC_ACT_UNSPEC };
+    let Some(work) = A::workspace() else { return TC_ACT_UNSPEC };
+    if !bypass::find::<A>(ctx, &mut work.hop) {
+        return TC_ACT_UNSPEC;
+    }
+    let Some(pod) = work.hop.pod() else { return TC_ACT_UNSPEC };
+    tuple.interface = pod;
+    let Some(entry) = maps::flow(Flows, tuple) else { return TC_ACT_UNSPEC };
+    // SAFETY: as above.
+    let (has_replied, to) = unsafe { (bypass::has_replied(&*entry), (*entry).to) };
+    let is_sent = has_replied && follow(ctx, entry, &to, now()).is_some() && bypass::send::<A>(ctx, &mut work.hop);
+    if is_sent { TC_ACT_REDIRECT } else { TC_ACT_UNSPEC }
 }
 
 /// A packet that is about to reach a pod.
@@ -76,7 +103,7 @@ pub fn to_pod<A: Ip>(ctx: &TcContext) -> i32 {
 /// The tuple of a packet without options or extension headers that is no fragment, a TCP segment that neither begins nor ends
 /// a connection, or a datagram with a checksum.
 #[inline(always)]
-fn read<'a, A: Ip>(ctx: &TcContext, tuple: &'a mut MaybeUninit<Tuple<A>>) -> Option<&'a Tuple<A>> {
+fn read<'a, A: Ip>(ctx: &TcContext, tuple: &'a mut MaybeUninit<Tuple<A>>) -> Option<&'a mut Tuple<A>> {
     let (addresses, protocol, end) = A::glance(ctx)?;
     let protocol = Protocol::from_number(protocol)?;
     let transport = transport::<A>();
@@ -108,7 +135,7 @@ fn read<'a, A: Ip>(ctx: &TcContext, tuple: &'a mut MaybeUninit<Tuple<A>>) -> Opt
         (&raw mut (*at).source_port).cast::<u32>().write(other_order(ports));
         let last = u32::from_le_bytes([protocol as u8, 0, 0, 0]) | interface(ctx) << 8;
         (&raw mut (*at).protocol).cast::<u32>().write(last);
-        Some(tuple.assume_init_ref())
+        Some(tuple.assume_init_mut())
     }
 }
 
@@ -137,7 +164,7 @@ const fn other_order(ports: u32) -> u32 {
 
 /// Offset of the transport header from the start of the Ethernet header, bytes.
 #[inline(always)]
-const fn transport<A: Ip>() -> usize {
+pub const fn transport<A: Ip>() -> usize {
     ETHERNET_LEN + A::HEADER_LEN
 }
 

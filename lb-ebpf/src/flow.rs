@@ -8,6 +8,7 @@ use lb_common::Protocol;
 use lb_common::abi::{Flow, Hook, Reason, handover};
 use lb_common::wire::tcp_flags;
 
+use crate::bypass;
 use crate::clock::now;
 use crate::ip::Ip;
 use crate::maps::Table::Flows;
@@ -41,19 +42,20 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
             || may_go_on(ctx, work) && (!is_mirror_due(&work.found, now) || keep_mirror(now, work));
         if may_go_on {
             account(entry, work.packet.flags, Packet::<A>::len(ctx), now);
-            return translate(ctx, work, hook);
+            let may_bypass = bypass::is_on() && bypass::is_answered(work.found.attempt) && !work.packet.is_syn();
+            return translate(ctx, work, hook, may_bypass);
         }
         remove_pair(work);
     }
     if work.packet.tuple.destination == A::hairpin() {
         if A::reply(ctx, Hook::HairpinReply as u32, work)? {
-            return translate(ctx, work, Hook::HairpinReply);
+            return translate(ctx, work, Hook::HairpinReply, false);
         }
         // Nobody but a flow has this address, so there is nothing to wait for.
         work.key = work.packet.tuple;
         if maps::any_flow(&work.key).is_none() && A::restore(ctx, work) {
             work.to = work.owner.swap();
-            return translate(ctx, work, Hook::HairpinReply);
+            return translate(ctx, work, Hook::HairpinReply, false);
         }
     }
     let dialled = &work.packet.tuple;
@@ -66,13 +68,13 @@ pub fn from_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next,
             Some(hook) => hook,
             None => A::try_another(ctx, work),
         };
-        return translate(ctx, work, hook);
+        return translate(ctx, work, hook, false);
     }
     if is_left_to_another_proxy(&work.packet) {
         return Ok(Next::Pass);
     }
     match open(ctx, service_port, work) {
-        Ok(hook) => translate(ctx, work, hook),
+        Ok(hook) => translate(ctx, work, hook, false),
         Err(reason) => {
             service_drop(service_port, reason);
             if reason == Reason::Refused { A::refuse(ctx, work) } else { Err(reason) }
@@ -104,11 +106,14 @@ pub fn to_pod<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, R
 
 /// Gives the packet the tuple `work.to`, and lets it go where that leads.
 #[inline(always)]
-fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<Next, Reason> {
+fn translate<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, hook: Hook, may_bypass: bool) -> Result<Next, Reason> {
     rewrite(ctx, &work.packet, &work.to)?;
     if matches!(hook, Hook::Hairpin | Hook::HairpinReply) {
         // The stack would find its source on the wrong side of the interface.
         return send_back(ctx);
+    }
+    if may_bypass && bypass::request::<A>(ctx, &mut work.hop) {
+        return Ok(Next::Redirect);
     }
     set_mark(ctx);
     Ok(Next::Pass)
@@ -117,8 +122,11 @@ fn translate<A: Ip>(ctx: &TcContext, work: &Workspace<A>, hook: Hook) -> Result<
 /// A packet without flow to what is no frontend.
 #[inline(always)]
 fn not_served<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<Next, Reason> {
+    if bypass::is_on() && work.packet.flags & tcp_flags::SYN == 0 && bypass::reply(ctx, work)? {
+        return Ok(Next::Redirect);
+    }
     if work.packet.is_syn() && A::dial(ctx, work)? {
-        return translate(ctx, work, Hook::FromPod);
+        return translate(ctx, work, Hook::FromPod, false);
     }
     if work.packet.is_refusal() {
         work.key = work.packet.tuple.swap();

@@ -13,6 +13,7 @@ use crate::global::Global;
 use crate::maps::Maps;
 use crate::packet::{bounded, ptr_at};
 use crate::refuse::Answer;
+use crate::rewrite::make_up_for;
 use crate::settings;
 
 /// How many extension headers are walked through, and how many bytes of them.
@@ -82,6 +83,9 @@ pub trait Ip: Maps + Answer + Global {
     /// Type and code of "destination unreachable, port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
 
+    /// `AF_INET` or `AF_INET6`.
+    const SOCKETS: u8;
+
     /// Whether an ICMP message of this type quotes the packet that is to blame.
     fn is_error(kind: u8) -> bool;
 
@@ -97,6 +101,13 @@ pub trait Ip: Maps + Answer + Global {
     /// The addresses, the protocol of the payload and the offset of the end, for a packet that is whole and has neither options
     /// nor extension headers.
     fn glance(ctx: &TcContext) -> Option<(&[Self; 2], u8, usize)>;
+
+    /// What routes are chosen by besides addresses, as [`bpf_fib_lookup`](aya_ebpf::bindings::bpf_fib_lookup) has it, and how many
+    /// hops the packet has left.
+    fn class_and_hops(ctx: &TcContext) -> Option<(u32, u8)>;
+
+    /// Takes one of them. `None` when there is none.
+    fn count_hop(ctx: &TcContext) -> Option<()>;
 
     /// The header that is quoted at this offset.
     fn quoted(ctx: &TcContext, at: usize, network: &mut Network<Self>) -> Option<()>;
@@ -119,6 +130,7 @@ impl Ip for Address4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const SOCKETS: u8 = 2;
 
     /// Destination unreachable, time exceeded, parameter problem (RFC 792).
     #[inline(always)]
@@ -159,6 +171,24 @@ impl Ip for Address4 {
         let is_whole = !ip.is_later_fragment() && !ip.has_more_fragments();
         let end = ETHERNET_LEN + u16::from_be(ip.total_len) as usize;
         (ip.version_ihl == 0x45 && is_whole).then_some((both(&ip.source), ip.protocol, end))
+    }
+
+    /// The two lowest bits of the traffic class are of congestion control (RFC 3168).
+    #[inline(always)]
+    fn class_and_hops(ctx: &TcContext) -> Option<(u32, u8)> {
+        let ip = bytes::<Ipv4Header>(ctx, ETHERNET_LEN)?;
+        Some((u32::from_ne_bytes([ip.tos & !3, 0, 0, 0]), ip.ttl))
+    }
+
+    #[inline(always)]
+    fn count_hop(ctx: &TcContext) -> Option<()> {
+        // SAFETY: bounds were checked by `ptr_at`.
+        let ip = unsafe { &mut *ptr_at::<Ipv4Header>(ctx, ETHERNET_LEN)? };
+        let (old, left) = (ip.ttl, ip.ttl.checked_sub(1)?);
+        let half = |ttl| u32::from(u16::from_ne_bytes([ttl, ip.protocol]));
+        ip.check = Difference::NONE.word(half(old), half(left)).apply(ip.check);
+        ip.ttl = left;
+        Some(())
     }
 
     #[inline(always)]
@@ -232,6 +262,7 @@ impl Ip for Address6 {
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const SOCKETS: u8 = 10;
 
     /// RFC 4443 section 2.1.
     #[inline(always)]
@@ -281,6 +312,26 @@ impl Ip for Address6 {
         let end = ETHERNET_LEN + Self::HEADER_LEN + u16::from_be(ip.payload_len) as usize;
         let is_version_6 = ip.version_class_flow[0] >> 4 == 6;
         is_version_6.then_some((both(&ip.source), ip.next_header, end))
+    }
+
+    #[inline(always)]
+    fn class_and_hops(ctx: &TcContext) -> Option<(u32, u8)> {
+        const CLASS_AND_LABEL: u32 = 0x0fff_ffff;
+
+        let ip = bytes::<Ipv6Header>(ctx, ETHERNET_LEN)?;
+        Some((u32::from_ne_bytes(ip.version_class_flow) & CLASS_AND_LABEL.to_be(), ip.hop_limit))
+    }
+
+    #[inline(always)]
+    fn count_hop(ctx: &TcContext) -> Option<()> {
+        // SAFETY: bounds were checked by `ptr_at`.
+        let ip = unsafe { &mut *ptr_at::<Ipv6Header>(ctx, ETHERNET_LEN)? };
+        let (old, left) = (ip.hop_limit, ip.hop_limit.checked_sub(1)?);
+        let half = |hops| u32::from(u16::from_ne_bytes([ip.next_header, hops]));
+        let change = Difference::NONE.word(half(old), half(left));
+        ip.hop_limit = left;
+        make_up_for(ctx, change);
+        Some(())
     }
 
     /// Without extension headers but for that of a fragment, which is what hosts send.

@@ -2,7 +2,7 @@
 //!
 //! Most packets go the short way, [`fast`]. The long way, for all others: [`packet`] parses, with [`ip`] for what differs between the families; [`flow`] finds the flow,
 //! or has it made by [`open`] (with [`select`] and [`affinity`] for the choice of a backend, [`lifetime`] and [`direct`]
-//! for ports in use); [`rewrite`] changes the packet. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what
+//! for ports in use); [`rewrite`] changes the packet, and [`bypass`] sends it on where the stack need not. Aside of that way lie [`fragment`], [`icmp`], and [`refuse`] for what
 //! has no backend, within what [`limit`] allows.
 //! [`maps`] lists every map, [`settings`] what the agent patches, [`reason`] counts what was not served.
 //!
@@ -18,6 +18,7 @@
 
 mod affinity;
 mod atomic;
+mod bypass;
 mod clock;
 mod direct;
 mod fast;
@@ -78,11 +79,13 @@ fn dispatch(ctx: &TcContext, at: At) -> i32 {
     if ethertype == u32::from(Address4::ETHERTYPE.to_be()) {
         match short_way::<Address4>(ctx, at) {
             fast::LONG_WAY => verdict::<Address4>(ctx, at),
+            fast::REPLY => fast::reply::<Address4>(ctx),
             verdict => verdict,
         }
     } else if ethertype == u32::from(Address6::ETHERTYPE.to_be()) {
         match short_way_6(ctx.skb.skb, at) {
             fast::LONG_WAY => verdict::<Address6>(ctx, at),
+            fast::REPLY => fast::reply::<Address6>(ctx),
             verdict => verdict,
         }
     } else {

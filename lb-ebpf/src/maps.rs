@@ -14,6 +14,7 @@ use lb_common::abi::{
 use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 
 use crate::atomic::set;
+use crate::bypass::Hop;
 use crate::direct::SocketTuple;
 use crate::ip::Network;
 use crate::packet::Packet;
@@ -105,6 +106,8 @@ pub struct Workspace<A> {
     /// One of the frontends that lead to a backend.
     pub origin_key: OriginKey<A>,
     pub origin: Origin<A>,
+    /// To where the packet goes on, past the stack.
+    pub hop: Hop,
     /// The choice by which a suspect was found that is to be tried.
     pub probe: u32,
     /// The id of a backend that is not to be found again.

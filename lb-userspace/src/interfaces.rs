@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use tokio::time::{Instant, sleep_until};
 use wildmatch::WildMatch;
@@ -25,6 +25,19 @@ pub struct Interface {
     pub name: String,
     /// The network namespace of its peer, by the number that this one has for it; none for one that has no peer elsewhere.
     pub netns_id: Option<i32>,
+    /// What else there is to know of it.
+    pub link: Link,
+}
+
+/// How an interface is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Whether it is one end of a veth pair.
+    pub is_veth: bool,
+    /// Whether another interface has it, such as a bridge.
+    pub has_controller: bool,
+    /// The queueing discipline of what it sends.
+    pub queueing: Option<String>,
 }
 
 /// Watches the interfaces of the network namespace that this process runs in.
@@ -89,16 +102,21 @@ impl Interfaces {
         Ok(links
             .into_iter()
             .filter_map(|link| {
-                let (mut name, mut netns_id) = (None, None);
+                let (mut name, mut netns_id, mut found) = (None, None, Link::default());
                 for attribute in link.attributes {
                     match attribute {
                         LinkAttribute::IfName(is) => name = Some(is),
                         LinkAttribute::LinkNetNsId(id) => netns_id = Some(id),
+                        LinkAttribute::LinkInfo(infos) => {
+                            found.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth))
+                        }
+                        LinkAttribute::Controller(index) => found.has_controller = index != 0,
+                        LinkAttribute::Qdisc(name) => found.queueing = Some(name),
                         _ => {}
                     }
                 }
                 let name = name.filter(|name| self.patterns.iter().any(|pattern| pattern.matches(name)))?;
-                Some((link.header.index, Interface { name, netns_id }))
+                Some((link.header.index, Interface { name, netns_id, link: found }))
             })
             .collect())
     }

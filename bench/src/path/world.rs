@@ -146,7 +146,7 @@ impl World {
         for arguments in [format!("netns add {lab}-pod"), format!("netns set {lab}-pod {netns_id}")] {
             command::run(Command::new("ip").args(arguments.split(' ')))?;
         }
-        Table::<u32, PodInterface>::open(&self.pins, "INTERFACES")?.insert(&LO, &PodInterface { netns_id })
+        Table::<u32, PodInterface>::open(&self.pins, "INTERFACES")?.insert(&LO, &PodInterface { netns_id, flags: 0 })
     }
 
     /// What is dialled at a service; that after the last has no endpoint.

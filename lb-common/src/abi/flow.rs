@@ -206,6 +206,14 @@ pub struct Fragment {
 pub struct PodInterface {
     /// Id of the pod's network namespace, as the node's namespace numbers them; -1 when unknown.
     pub netns_id: i32,
+    /// See [`interface_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`PodInterface::flags`].
+pub mod interface_flags {
+    /// Nothing but the programs and the stack has a say in what crosses the interface, and the stack may be left out.
+    pub const BYPASS: u32 = 1;
 }
 
 /// Value of `REFUSALS`, per CPU: how many refusals may be sent.

@@ -13,7 +13,7 @@ mod socket;
 
 pub use self::flow::{
     Affinity, AffinityKey, AffinityKey4, AffinityKey6, Detour, Flow, Flow4, Flow6, Fragment, FragmentKey, FragmentKey4,
-    FragmentKey6, Hook, PodInterface, TokenBucket, attempt,
+    FragmentKey6, Hook, PodInterface, TokenBucket, attempt, interface_flags,
 };
 pub use self::names::{BackendStats, NAME_LEN, Name, ServiceName, ServiceStats};
 pub use self::reason::Reason;
@@ -32,4 +32,4 @@ pub use crate::addr::{ADDRESS_BITS, Family};
 ///
 /// One version carries the maps of another over by the names of their fields: a new field is zero in what an older version
 /// wrote, so zero has to mean "not known" or "no" there; a field whose meaning changes gets another name.
-pub const LAYOUT: u32 = 5 + if cfg!(feature = "other-layout") { 1000 } else { 0 };
+pub const LAYOUT: u32 = 6 + if cfg!(feature = "other-layout") { 1000 } else { 0 };

@@ -21,6 +21,9 @@ pub mod options {
     pub const REFUSE_UNSERVED: u32 = 2;
     /// A retransmitted SYN goes to another backend, and backends that do not answer are passed over.
     pub const PASSIVE_HEALTH: u32 = 4;
+    /// Packets of flows that were answered go past the host's stack, between interfaces that
+    /// [allow it](super::interface_flags::BYPASS).
+    pub const BYPASS: u32 = 8;
 }
 
 /// How long flows may be idle, nanoseconds. The global `IDLE`.

@@ -6,10 +6,13 @@ use anyhow::Result;
 use tracing::{info, warn};
 
 use super::problems::{About, Problems};
+use super::routing::Routing;
+use super::services::Services;
 use super::{Observed, gauge};
 use crate::dataplane::attach::cgroup::{self, Cgroup};
 use crate::dataplane::attach::{self, Mechanism};
 use crate::dataplane::{Object, Pins, PodInterfaces, SocketLb, TurnedAway};
+use crate::host_routing::HostRouting;
 use crate::interfaces::Present;
 
 pub(super) struct Coverage {
@@ -19,6 +22,9 @@ pub(super) struct Coverage {
     /// What the programs know of interfaces.
     known: PodInterfaces,
     covered: Present,
+    /// All interfaces as they were listed last.
+    listed: Present,
+    routing: Routing,
     /// Indices of interfaces on which they cannot be attached, or from which they cannot be detached.
     failing: BTreeSet<u32>,
     /// Whose sockets are served, and where the programs for that belong.
@@ -32,19 +38,23 @@ pub(super) struct Coverage {
 
 impl Coverage {
     pub(super) fn new(
-        object: Object,
+        mut object: Object,
         pins: Pins,
+        host_routing: HostRouting,
         sockets: Option<(SocketLb, Cgroup)>,
         observed: Observed,
     ) -> Result<Self> {
         let (known, turned_away) = (PodInterfaces::open(&pins)?, TurnedAway::open(&pins)?);
         let (mechanism, covered) = (Mechanism::of_this_kernel(), Present::new());
+        let routing = Routing::new(host_routing, mechanism, &mut object)?;
         Ok(Self {
             object,
             pins,
             mechanism,
             known,
             covered,
+            listed: Present::new(),
+            routing,
             failing: BTreeSet::new(),
             sockets,
             has_sockets: false,
@@ -94,9 +104,28 @@ impl Coverage {
 
     /// Attaches the programs to interfaces that have come, and forgets those that have gone. `deleted` are indices of some that
     /// have gone, whatever is present under them now.
-    pub(super) fn cover(&mut self, present: Present, deleted: &BTreeSet<u32>, problems: &mut Problems) {
-        let outcome = self.try_to_cover(present, deleted, problems);
-        problems.set(About::Interfaces, outcome.err().map(|error| format!("{error:#}")).into_iter().collect());
+    pub(super) fn cover(&mut self, present: Present, deleted: &BTreeSet<u32>, services: &mut Services) {
+        let outcome = self.try_to_cover(present, deleted, &mut services.problems);
+        let outcome = outcome.and(self.try_to_route(services));
+        services.problems.set(About::Interfaces, outcome.err().map(|error| format!("{error:#}")).into_iter().collect());
+    }
+
+    /// Looks for what filters packets, which may have come since interfaces were listed.
+    pub(super) fn route(&mut self, services: &mut Services) {
+        // Tried again with the interfaces.
+        if let Err(error) = self.try_to_route(services) {
+            services.problems.set(About::Interfaces, vec![format!("{error:#}")]);
+        }
+    }
+
+    fn try_to_route(&mut self, services: &mut Services) -> Result<()> {
+        self.routing.look(&self.covered);
+        self.known.set(&self.listed, |index| self.routing.may_bypass(index))?;
+        self.observed.metrics.bypassed_interfaces.set(gauge(self.routing.bypassed()));
+        if let Some(reasons) = self.routing.news(&self.covered) {
+            services.tell_in_stack(reasons);
+        }
+        Ok(())
     }
 
     /// What is about a single interface goes to `problems`; all of it is tried again whenever interfaces are listed.
@@ -127,13 +156,17 @@ impl Coverage {
             problems.set(About::Interface(index), problem.into_iter().collect());
         }
         // Before the programs, which look into it.
-        let noted = self.known.set(&present).and_then(|without_room| self.note(without_room));
+        let known = self.known.set(&present, |index| self.routing.may_bypass(index));
+        let noted = known.and_then(|without_room| self.note(without_room));
+        self.listed = present.clone();
         for (index, interface) in present {
             let name = interface.name.clone();
             // What the pins say counts, not what this process remembers: somebody may have removed them.
             let is_pinned = attach::is_attached(&self.pins, self.mechanism, index).unwrap_or(false);
             let is_covered = self.covered.get(&index).is_some_and(|covered| covered.name == name);
             if is_pinned && is_covered && !deleted.contains(&index) {
+                // It may have become the port of a bridge.
+                self.covered.insert(index, interface);
                 continue;
             }
             let outcome = attach::attach(&mut self.object, &self.pins, self.mechanism, index, &name);

@@ -6,6 +6,7 @@
 //! - `input`: what the source tells, into the model, and when it has told enough;
 //! - `services`: from the model to the maps;
 //! - `coverage`: programs on interfaces and at sockets;
+//! - `routing`: whether packets go past the stack;
 //! - `home`: the pins, whose file system may be unmounted;
 //! - `sockets`: connected UDP sockets follow their services;
 //! - `collecting`: what no packet needs any more goes;
@@ -34,6 +35,7 @@ mod coverage;
 mod home;
 mod input;
 mod problems;
+mod routing;
 mod services;
 mod sockets;
 
@@ -155,14 +157,15 @@ async fn serve(options: Options) -> Result<()> {
         observed.health.node(true);
     }
     collecting::start(&options.pins, options.settings.idle, Arc::clone(&observed.metrics))?;
-    let mut coverage = Coverage::new(object, options.pins.clone(), at_sockets, observed.clone())?;
+    let mut coverage =
+        Coverage::new(object, options.pins.clone(), options.settings.host_routing, at_sockets, observed.clone())?;
     let sockets = if socket_lb == SocketLb::Off { None } else { Some(Sockets::watch(&options.pins)?) };
 
     input.read(&mut services);
     services.apply();
     // What is served from before goes on, so the programs need not wait for the source.
     coverage.cover_sockets(&mut services.problems);
-    coverage.cover(interfaces.list().await?, &interfaces.deleted(), &mut services.problems);
+    coverage.cover(interfaces.list().await?, &interfaces.deleted(), &mut services);
     let mut announced = announce(&options, &services, &coverage);
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
@@ -171,7 +174,10 @@ async fn serve(options: Options) -> Result<()> {
         observed.health.alive();
         tokio::select! {
             // An idle agent is seen to be alive too.
-            _ = heartbeat.tick() => home.check(&mut services, &mut coverage),
+            _ = heartbeat.tick() => {
+                home.check(&mut services, &mut coverage);
+                coverage.route(&mut services);
+            }
             () = input.changed() => {
                 input.read(&mut services);
                 services.apply();
@@ -182,7 +188,7 @@ async fn serve(options: Options) -> Result<()> {
                 coverage.cover_sockets(&mut services.problems);
                 match interfaces.list().await {
                     // After a list that failed they are still to be looked at.
-                    Ok(present) => coverage.cover(present, &interfaces.deleted(), &mut services.problems),
+                    Ok(present) => coverage.cover(present, &interfaces.deleted(), &mut services),
                     Err(error) => services.problems.set(About::Interfaces, vec![format!("{error:#}")]),
                 }
             }

@@ -28,6 +28,8 @@ pub(super) struct Services {
     pub(super) problems: Problems,
     board: Board,
     board_fails: bool,
+    /// Why packets stay in the stack.
+    in_stack: Vec<String>,
     maps: Maps,
     state: State,
     /// Whose part of the plan may differ from what the maps hold.
@@ -78,6 +80,7 @@ impl Services {
             problems: Problems::new(),
             board,
             board_fails: false,
+            in_stack: Vec::new(),
             maps,
             state,
             touched: BTreeSet::new(),
@@ -313,13 +316,19 @@ impl Services {
         self.retry = (self.retry * 2).min(LAST_RETRY);
     }
 
+    /// Why packets stay in the stack.
+    pub(super) fn tell_in_stack(&mut self, reasons: Vec<String>) {
+        self.in_stack = reasons;
+        self.problems.tell_again();
+    }
+
     /// Tells others of the problems that stand.
     pub(super) fn tell_problems(&mut self) {
         let metrics = &self.observed.metrics;
         metrics.problems.set(gauge(self.problems.count()));
         metrics.api_fails_since(self.problems.api_fails_since());
         let Some(news) = self.problems.news() else { return };
-        let outcome = self.board.show(news);
+        let outcome = self.board.show(news, self.in_stack.clone());
         let had_failed = std::mem::replace(&mut self.board_fails, outcome.is_err());
         if let Err(error) = outcome {
             self.problems.tell_again();

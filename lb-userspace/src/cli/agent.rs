@@ -15,6 +15,7 @@ use super::log::Log;
 use crate::agent::{self, Options, Source};
 use crate::config::{Configuration, number};
 use crate::dataplane::{Handover, PassiveHealth, Pins, Settings, SocketLb, UnservedPorts, WantedSizes};
+use crate::host_routing::HostRouting;
 use crate::source::kube;
 
 #[derive(Debug, Args)]
@@ -57,6 +58,9 @@ pub(super) struct Arguments {
     /// Cgroup of version 2 whose processes these are, if not all below the root of the tree.
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
+    /// Which way the packets of services go that pods of this node have dialled.
+    #[arg(long, value_enum, default_value_t = HostRouting::Stack)]
+    host_routing: HostRouting,
     /// How connections live on while a node changes between kube-proxy and Viaduct.
     #[arg(long, value_enum, default_value_t = Handover::None)]
     handover: Handover,
@@ -163,6 +167,7 @@ impl Arguments {
             hairpin,
             refusals_per_second: self.refusals_per_second,
             socket_lb: self.socket_lb,
+            host_routing: self.host_routing,
         })
     }
 

@@ -21,6 +21,7 @@ struct Status {
     mechanism: Option<&'static str>,
     programs: Vec<ProgramStatus>,
     interfaces: Vec<InterfaceStatus>,
+    routing: RoutingStatus,
     sockets: SocketsStatus,
     /// Backends that new connections pass over, since they have not answered.
     suspect_backends: usize,
@@ -63,6 +64,14 @@ struct InterfaceStatus {
     /// None when it is gone, or in another network namespace than this command.
     name: Option<String>,
     programs: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct RoutingStatus {
+    /// Interfaces whose packets may go past the host's stack.
+    bypassed: usize,
+    /// Why those of others may not, the first of these reasons; none if nobody has asked for it.
+    in_stack: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -128,6 +137,7 @@ fn collect(pins: &Pins) -> Result<Status> {
             .filter_map(|name| program(pins, name))
             .collect(),
         interfaces: interfaces.into_values().collect(),
+        routing: RoutingStatus { bypassed: maps.bypassed_interfaces()?, in_stack: notice.in_stack },
         sockets: sockets(pins),
         suspect_backends: suspects(&maps)?,
         maps: map_status(&maps, pins)?,
@@ -183,12 +193,13 @@ fn text(status: &Status) -> String {
     let full: Vec<_> = status.maps.iter().filter(|map| map.full).map(|map| map.usage.name).collect();
     let full = if full.is_empty() { String::new() } else { format!("Full maps:  {}\n", full.join(", ")) };
     let mut text = format!(
-        "Agent:      {agent}\n{}Pinned in:  {} (layout {})\nAttached:   {} interfaces{}\nSockets:    {}\n{}{full}\n",
+        "Agent:      {agent}\n{}Pinned in:  {} (layout {})\nAttached:   {} interfaces{}\nRouting:    {}\nSockets:    {}\n{}{full}\n",
         problems_text(&status.agent),
         status.bpffs.display(),
         status.layout,
         status.interfaces.len(),
         status.mechanism.map_or_else(String::new, |mechanism| format!(" by {mechanism}")),
+        routing_text(&status.routing),
         sockets_text(&status.sockets),
         match status.suspect_backends {
             0 => String::new(),
@@ -258,6 +269,15 @@ fn problems_text(agent: &AgentStatus) -> String {
         text.push_str(&format!("Problems:   {more} more, see the agent's log\n"));
     }
     text
+}
+
+fn routing_text(routing: &RoutingStatus) -> String {
+    let way = match routing.bypassed {
+        0 => "through the host's stack".to_owned(),
+        bypassed => format!("past the host's stack between {bypassed} interfaces"),
+    };
+    let reasons = routing.in_stack.iter().map(|reason| format!("\n            {reason}"));
+    std::iter::once(way).chain(reasons).collect()
 }
 
 fn sockets_text(sockets: &SocketsStatus) -> String {

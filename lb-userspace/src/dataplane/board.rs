@@ -14,6 +14,8 @@ const PIN: &str = "PROBLEMS";
 /// Bytes of JSON, and how many problems are told. The log tells all.
 const SIZE: usize = 16_384;
 const MOST: usize = 50;
+/// How many reasons why packets stay in the stack.
+const MOST_REASONS: usize = 5;
 
 /// The map that an agent writes to.
 pub struct Board {
@@ -27,6 +29,9 @@ pub struct Notice {
     pub count: usize,
     /// The first of them.
     pub problems: Vec<Standing>,
+    /// Why packets stay in the stack that could go past it, the first of these reasons.
+    #[serde(default)]
+    pub in_stack: Vec<String>,
 }
 
 /// A problem that stands.
@@ -45,7 +50,7 @@ impl Board {
     /// When the kernel refuses.
     pub fn open(pins: &Pins) -> Result<Self> {
         let mut board = Self { map: array_or_new(pins, PIN, 1)? };
-        board.show(Vec::new())?;
+        board.show(Vec::new(), Vec::new())?;
         Ok(board)
     }
 
@@ -53,10 +58,11 @@ impl Board {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn show(&mut self, mut problems: Vec<Standing>) -> Result<()> {
+    pub fn show(&mut self, mut problems: Vec<Standing>, mut in_stack: Vec<String>) -> Result<()> {
         let count = problems.len();
         problems.truncate(MOST);
-        let mut notice = Notice { count, problems };
+        in_stack.truncate(MOST_REASONS);
+        let mut notice = Notice { count, problems, in_stack };
         let mut json = serde_json::to_vec(&notice)?;
         while json.len() > SIZE && notice.problems.pop().is_some() {
             json = serde_json::to_vec(&notice)?;

@@ -12,7 +12,7 @@ use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_common::abi::{
     BackendState, BackendStats, Family, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair,
-    SlotRange,
+    SlotRange, interface_flags,
 };
 use lb_common::{Address4, Address6};
 use zerocopy::{FromBytes, IntoBytes};
@@ -192,6 +192,15 @@ impl Maps {
         usage.append(&mut self.v4.usage()?);
         usage.append(&mut self.v6.usage()?);
         Ok(usage)
+    }
+
+    /// How many interfaces let packets go past the host's stack.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn bypassed_interfaces(&self) -> Result<usize> {
+        let entries = self.interfaces.entries()?.into_iter();
+        Ok(entries.filter(|(_, interface)| interface.flags & interface_flags::BYPASS != 0).count())
     }
 
     /// Carries out writes in their order.

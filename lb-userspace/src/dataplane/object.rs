@@ -20,6 +20,7 @@ use lb_common::hash::DEFAULT_SEED;
 use super::attach::cgroup::PROGRAMS as AT_SOCKETS;
 use super::kernel::network_namespace;
 use super::{MapShape, Maps, Pins, Sizes};
+use crate::host_routing::HostRouting;
 
 /// The kernel programs, built from `lb-ebpf` and part of this binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VIADUCT_BPF_OBJECT"));
@@ -47,6 +48,8 @@ pub struct Settings {
     pub refusals_per_second: u32,
     /// Whose sockets are served.
     pub socket_lb: SocketLb,
+    /// Which way packets go between interfaces.
+    pub host_routing: HostRouting,
 }
 
 impl Default for Settings {
@@ -62,6 +65,7 @@ impl Default for Settings {
             hairpin: (Ipv4Addr::new(169, 254, 109, 1), Ipv6Addr::new(0xfd00, 0x7669, 0x6164, 0x7563, 0x7400, 0, 0, 1)),
             refusals_per_second: 1000,
             socket_lb: SocketLb::Host,
+            host_routing: HostRouting::Stack,
         }
     }
 }
@@ -136,7 +140,8 @@ impl Settings {
             PassiveHealth::On => options::PASSIVE_HEALTH,
             PassiveHealth::Off => 0,
         };
-        echo | unserved | health
+        let bypass = if self.host_routing == HostRouting::Stack { 0 } else { options::BYPASS };
+        echo | unserved | health | bypass
     }
 }
 
@@ -290,6 +295,14 @@ impl Object {
     /// When the object has no such program.
     pub fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         program(&mut self.ebpf, name)
+    }
+
+    /// The ids of the two.
+    ///
+    /// # Errors
+    /// When one is not loaded.
+    pub fn program_ids(&mut self) -> Result<Vec<u32>> {
+        [Self::FROM_POD, Self::TO_POD].into_iter().map(|name| Ok(self.program(name)?.info()?.id())).collect()
     }
 
     /// The loaded object itself, for what tests look at beyond the programs.

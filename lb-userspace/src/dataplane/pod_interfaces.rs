@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use lb_common::abi::PodInterface;
+use lb_common::abi::{PodInterface, interface_flags};
 
 use super::Pins;
 use super::table::Table;
@@ -26,11 +26,11 @@ impl PodInterfaces {
         Ok(Self { table, held })
     }
 
-    /// These are all that there are. Says for how many there is no room.
+    /// These are all that there are, and what crosses some of them `may_bypass` the stack. Says for how many there is no room.
     ///
     /// # Errors
     /// When the kernel refuses; to be tried again.
-    pub fn set(&mut self, present: &Present) -> Result<u32> {
+    pub fn set(&mut self, present: &Present, may_bypass: impl Fn(u32) -> bool) -> Result<u32> {
         let gone: Vec<u32> = self.held.keys().copied().filter(|index| !present.contains_key(index)).collect();
         for index in gone {
             self.table.remove(&index)?;
@@ -42,7 +42,8 @@ impl PodInterfaces {
                 without_room += 1;
                 continue;
             }
-            let entry = PodInterface { netns_id: interface.netns_id.unwrap_or(-1) };
+            let flags = if may_bypass(index) { interface_flags::BYPASS } else { 0 };
+            let entry = PodInterface { netns_id: interface.netns_id.unwrap_or(-1), flags };
             if self.held.get(&index) != Some(&entry) {
                 self.table.insert(&index, &entry)?;
                 self.held.insert(index, entry);

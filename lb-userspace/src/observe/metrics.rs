@@ -44,6 +44,8 @@ pub struct Metrics {
 
     /// Interfaces to which the programs are attached.
     pub interfaces: IntGauge,
+    /// Those of them whose packets may go past the stack.
+    pub bypassed_interfaces: IntGauge,
     /// Problems that stand.
     pub problems: IntGauge,
     /// Services for which a map has no room.
@@ -174,6 +176,10 @@ impl Metrics {
                 vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0],
             )?,
             interfaces: add.gauge("viaduct_interfaces", "Interfaces to which the programs are attached.")?,
+            bypassed_interfaces: add.gauge(
+                "viaduct_bypassed_interfaces",
+                "Interfaces whose packets may go past the stack (--host-routing).",
+            )?,
             problems: add.gauge(
                 "viaduct_problems",
                 "Problems that stand: what is not served as it is written, or not at all. The log tells each.",

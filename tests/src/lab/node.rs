@@ -17,6 +17,9 @@ use crate::namespace::Namespace;
 use crate::page::{METRICS, Page};
 use crate::wiring::Topology;
 
+/// Names `--host-routing` for all agents that a test gives none: how the tests of the stack are run past it, too.
+const HOST_ROUTING: &str = "VIADUCT_HOST_ROUTING";
+
 /// A node of the lab.
 pub struct Node {
     name: String,
@@ -163,6 +166,9 @@ impl Node {
             if !arguments.contains(&flag) {
                 command.args([flag, value]);
             }
+        }
+        if let Some(way) = std::env::var_os(HOST_ROUTING).filter(|_| !arguments.contains(&"--host-routing")) {
+            command.arg("--host-routing").arg(way);
         }
         command.args(arguments);
         let agent = Agent::spawn(&self.name, command, self.agent_log())?;

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::{Pins, remove_pin};
 
 /// Our place among the filters of others: what comes first is seen first.
-const PRIORITY: u16 = 49;
+pub(crate) const PRIORITY: u16 = 49;
 
 /// That of our filter; of one that stands beside it for a while, see [`super::moving`], another for each datapath. The newer
 /// filter is seen first.

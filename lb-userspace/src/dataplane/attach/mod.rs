@@ -9,6 +9,7 @@ mod clsact;
 pub(super) mod moving;
 mod tcx;
 
+pub(crate) use clsact::PRIORITY;
 pub use moving::take_off;
 
 use std::fs;

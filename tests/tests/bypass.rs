@@ -1,0 +1,354 @@
+//! Packets that go past the host's stack: which ones, how they fare, and when they do not.
+
+#![cfg(test)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
+use std::time::Duration;
+
+use viaduct_tests::Protocol::{Tcp, Udp};
+use viaduct_tests::client::{udp_exchange, udp_from};
+use viaduct_tests::deadline::SYNC;
+use viaduct_tests::{
+    Endpoint, EndpointSliceManifest, Family, HttpConnection, HttpServer, Lab, Node, ServiceManifest, Topology,
+    UdpServer, command, http_get, needs_root, wait_until,
+};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const HTTP: u16 = 8080;
+const DNS: u16 = 5353;
+/// Packets that a connection sends through the stack, in one direction, before it goes past it.
+const FIRST: u64 = 4;
+
+/// Two nodes, the first with a client; a service for each backend and family.
+struct Cluster {
+    lab: Lab,
+    servers: Vec<(HttpServer, UdpServer)>,
+}
+
+impl Cluster {
+    fn new(topology: Topology, offload: bool, arguments: &[&str]) -> Self {
+        let lab = Lab::builder()
+            .node("node1", topology, ["client", "backend1"])
+            .node("node2", topology, ["backend2"])
+            .tx_checksum_offload(offload)
+            .strict_rp_filter(true)
+            .build()
+            .unwrap();
+        for (number, backend) in (1..).zip(["backend1", "backend2"]) {
+            for family in FAMILIES {
+                let name = format!("{backend}-{family:?}").to_lowercase();
+                let service = ServiceManifest::new("default", &name).cluster_ip(&vip(family, number).to_string());
+                let slice = EndpointSliceManifest::of_family("default", &name, family);
+                let slice = slice.port("http", Tcp, HTTP).port("dns", Udp, DNS);
+                lab.manifests().apply(&service.port("http", Tcp, 80).port("dns", Udp, 53)).unwrap();
+                lab.manifests().apply(&slice.endpoint(Endpoint::of_family(lab.pod(backend), family))).unwrap();
+            }
+        }
+        let mut cluster = Self { lab, servers: Vec::new() };
+        cluster.serve("backend1");
+        cluster.serve("backend2");
+        let agents = cluster.lab.nodes().iter().map(|node| node.spawn_agent_with(arguments).unwrap());
+        agents.collect::<Vec<_>>().iter().for_each(|agent| agent.wait_until_ready().unwrap());
+        cluster
+    }
+
+    fn serve(&mut self, backend: &str) {
+        for family in FAMILIES {
+            let pod = self.lab.pod(backend);
+            let (http, udp) = (pod.http_server_of(family, HTTP), pod.udp_server_of(family, DNS));
+            self.servers.push((http.unwrap(), udp.unwrap()));
+        }
+    }
+
+    fn node(&self) -> &Node {
+        self.lab.node("node1")
+    }
+
+    /// How many packets the client's node has forwarded.
+    fn forwarded(&self, family: Family) -> u64 {
+        let (file, names) = match family {
+            Family::V4 => ("snmp", "Ip: Forwarding"),
+            Family::V6 => ("snmp6", "Ip6OutForwDatagrams"),
+        };
+        let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        let text = self.node().namespace().run(read);
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(names));
+        let first: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+        match family {
+            Family::V6 => first[1].parse().unwrap(),
+            Family::V4 => {
+                let column = first.iter().position(|name| *name == "ForwDatagrams").unwrap();
+                lines.next().unwrap().split_whitespace().nth(column).unwrap().parse().unwrap()
+            }
+        }
+    }
+
+    fn http(&self, family: Family, backend: u8) -> HttpConnection {
+        HttpConnection::open(self.lab.pod("client").namespace(), SocketAddr::new(vip(family, backend), 80)).unwrap()
+    }
+
+    /// What `viaduct status` says of the way of packets.
+    fn wait_for_routing(&self, bypassed: u64, reason: &str) {
+        let node = self.node();
+        let what = format!("{bypassed} interfaces are bypassed, and it says: {reason}");
+        node.wait_for(&["status"], &what, |status| {
+            let routing = &status["routing"];
+            let reasons: Vec<_> = routing["in_stack"].as_array().unwrap().iter().filter_map(|r| r.as_str()).collect();
+            routing["bypassed"] == bypassed
+                && if reason.is_empty() { reasons.is_empty() } else { reasons.iter().any(|r| r.contains(reason)) }
+        })
+        .unwrap();
+        assert_eq!(node.metric("viaduct_bypassed_interfaces").unwrap(), bypassed as f64);
+    }
+}
+
+fn vip(family: Family, backend: u8) -> IpAddr {
+    let address = match family {
+        Family::V4 => format!("10.96.0.{backend}"),
+        Family::V6 => format!("fd00:10:96::{backend}"),
+    };
+    address.parse().unwrap()
+}
+
+const MEGABYTE: usize = 1_000_000;
+
+fn transfer(connection: &mut HttpConnection, backend: u8) {
+    let answer = connection.transfer(&vec![7; MEGABYTE], MEGABYTE).unwrap();
+    assert_eq!((answer.backend, answer.received), (format!("backend{backend}"), MEGABYTE));
+    assert!(answer.length > MEGABYTE);
+}
+
+#[test]
+fn packets_of_answered_flows_go_past_the_stack() {
+    needs_root!();
+    for offload in [true, false] {
+        let cluster = Cluster::new(Topology::Routed, offload, &["--host-routing", "bypass"]);
+        cluster.wait_for_routing(2, "");
+        for family in FAMILIES {
+            let before = cluster.forwarded(family);
+            let mut connection = cluster.http(family, 1);
+            (0..3).for_each(|_| transfer(&mut connection, 1));
+            drop(connection);
+            let socket = udp_from(cluster.lab.pod("client").namespace(), 0, SocketAddr::new(vip(family, 1), 53)).unwrap();
+            (0..50_u8).for_each(|byte| assert_eq!(udp_exchange(&socket, &[byte; 900]).unwrap().0, "backend1"));
+            let on_node = cluster.forwarded(family) - before;
+            assert!(on_node <= 4 * FIRST, "{family:?}: {on_node} packets went through the stack on one node");
+
+            let mut connection = cluster.http(family, 2);
+            transfer(&mut connection, 2);
+            let before = cluster.forwarded(family);
+            connection.transfer(&vec![7; 20 * MEGABYTE], 1).unwrap();
+            let acknowledgements = cluster.forwarded(family) - before;
+            // Replies from other nodes come by the uplink, where there is no program: one for two segments at least.
+            let segments = 20 * MEGABYTE as u64 / 1448;
+            assert!(acknowledgements < segments * 3 / 4, "{family:?}: {acknowledgements} of some {segments} segments");
+        }
+    }
+}
+
+#[test]
+fn without_the_option_all_packets_go_through_the_stack() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Routed, false, &["--host-routing", "stack"]);
+    cluster.wait_for_routing(0, "");
+    for family in FAMILIES {
+        let before = cluster.forwarded(family);
+        transfer(&mut cluster.http(family, 1), 1);
+        assert!(cluster.forwarded(family) - before > 2 * MEGABYTE as u64 / 1448);
+    }
+}
+
+/// Ways past the stack are no shortcuts for who counts hops.
+#[test]
+fn packets_lose_a_hop_on_either_way() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Routed, true, &["--host-routing", "bypass"]);
+    for family in FAMILIES {
+        for (receiver, source) in [("backend1", "dst"), ("client", "src")] {
+            let mut tcpdump = cluster.lab.pod(receiver).namespace().command("tcpdump");
+            let direction = if source == "dst" { format!("dst port {DNS}") } else { "src port 53".to_owned() };
+            tcpdump.args(["-i", "eth0", "-n", "-v", "-c", "4", "--immediate-mode", "udp", "and"]);
+            let tcpdump = tcpdump.args(direction.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut tcpdump = tcpdump.spawn().unwrap();
+            // It says so when it has begun.
+            let mut begun = std::io::BufReader::new(tcpdump.stderr.take().unwrap());
+            let mut line = String::new();
+            while !line.contains("listening on") {
+                line.clear();
+                assert!(std::io::BufRead::read_line(&mut begun, &mut line).unwrap() > 0, "tcpdump ended");
+            }
+            let socket = udp_from(cluster.lab.pod("client").namespace(), 0, SocketAddr::new(vip(family, 1), 53)).unwrap();
+            (0..4_u8).for_each(|byte| assert_eq!(udp_exchange(&socket, &[byte; 9]).unwrap().0, "backend1"));
+            let printed = String::from_utf8(tcpdump.wait_with_output().unwrap().stdout).unwrap();
+            let hops = if family == Family::V4 { "ttl " } else { "hlim " };
+            let left = printed.match_indices(hops).map(|(at, _)| {
+                printed[at + hops.len()..].split(|c: char| !c.is_ascii_digit()).next().unwrap().to_owned()
+            });
+            assert_eq!(left.collect::<Vec<_>>(), ["63"; 4], "{family:?} at {receiver}: {printed}");
+            assert!(!printed.contains("bad"), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn connections_survive_that_neighbours_are_forgotten_and_routes_change() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Routed, true, &["--host-routing", "bypass"]);
+    let node = cluster.node().namespace();
+    for family in FAMILIES {
+        for backend in [1, 2] {
+            let mut connection = cluster.http(family, backend);
+            transfer(&mut connection, backend);
+            for interface in ["veth-client", "veth-backend1", "eth0"] {
+                node.ip(&format!("neigh flush dev {interface}")).unwrap();
+                node.ip(&format!("-6 neigh flush dev {interface}")).unwrap();
+                transfer(&mut connection, backend);
+            }
+        }
+        // A route that goes nowhere holds for what was opened before, too.
+        let mut connection = cluster.http(family, 1);
+        transfer(&mut connection, 1);
+        let (flag, address) = (family == Family::V6, cluster.lab.pod("backend1").address_of(family));
+        let (flag, length) = if flag { ("-6", 128) } else { ("-4", 32) };
+        let route = node.ip(&format!("{flag} route show {address}")).unwrap();
+        node.ip(&format!("{flag} route replace blackhole {address}/{length} metric 1")).unwrap();
+        let lost = connection.transfer(b"lost", 1);
+        node.ip(&format!("{flag} route del blackhole {address}/{length} metric 1")).unwrap();
+        assert!(lost.is_err(), "{route}");
+    }
+}
+
+#[test]
+fn pods_whose_interfaces_are_made_anew_are_served() {
+    needs_root!();
+    let mut cluster = Cluster::new(Topology::Routed, true, &["--host-routing", "bypass"]);
+    for pod in ["backend1", "client"] {
+        FAMILIES.into_iter().for_each(|family| transfer(&mut cluster.http(family, 1), 1));
+        cluster.lab.remove_pod(pod).unwrap();
+        cluster.lab.add_pod("node1", pod).unwrap();
+        if pod == "backend1" {
+            cluster.serve(pod);
+        }
+        cluster.wait_for_routing(2, "");
+        for family in FAMILIES {
+            let to = SocketAddr::new(vip(family, 1), 80);
+            let served = || http_get(cluster.lab.pod("client").namespace(), to).ok();
+            wait_until("the pod is served", SYNC, served).unwrap();
+            let before = cluster.forwarded(family);
+            transfer(&mut cluster.http(family, 1), 1);
+            assert!(cluster.forwarded(family) - before <= 4 * FIRST);
+        }
+    }
+}
+
+#[test]
+fn ports_of_a_bridge_stay_in_the_stack() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Bridge, true, &["--host-routing", "bypass"]);
+    cluster.wait_for_routing(0, "veth-client is a port of a bridge");
+    FAMILIES.into_iter().for_each(|family| transfer(&mut cluster.http(family, 1), 1));
+    let text = cluster.node().viaduct(&["status"]).unwrap();
+    assert!(text.contains("Routing:    through the host's stack\n            veth-"), "{text}");
+}
+
+/// Each with the command that undoes it, and with what is said of it.
+const FILTERS: [(&str, &str, &str, u64); 8] = [
+    (
+        "nft -f - <<< 'table inet x { chain f { type filter hook forward priority 0; ip saddr 192.0.2.1 drop; }; }'",
+        "nft delete table inet x",
+        "nftables: chain inet x f has a rule",
+        0,
+    ),
+    (
+        "nft -f - <<< 'table ip x { chain f { type filter hook forward priority 0; policy drop; }; }'",
+        "nft delete table ip x",
+        "nftables: chain ip x f drops what no rule accepts",
+        0,
+    ),
+    (
+        "iptables-nft -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE",
+        "iptables-nft -t nat -F POSTROUTING",
+        "nftables: chain ip nat POSTROUTING has a rule",
+        0,
+    ),
+    (
+        "iptables-legacy -A FORWARD -s 192.0.2.1 -j DROP",
+        "iptables-legacy -F FORWARD",
+        "iptables-legacy: table filter has rules",
+        0,
+    ),
+    (
+        "ip6tables-legacy -t mangle -A PREROUTING -s 2001:db8::1 -j DROP",
+        "ip6tables-legacy -t mangle -F PREROUTING",
+        "ip6tables-legacy: table mangle has rules",
+        0,
+    ),
+    (
+        "ip xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir fwd",
+        "ip xfrm policy flush",
+        "IPsec: 1 policies",
+        0,
+    ),
+    (
+        "tc qdisc add dev veth-client root tbf rate 1gbit burst 32k latency 50ms",
+        "tc qdisc del dev veth-client root",
+        "veth-client has the queueing discipline tbf",
+        1,
+    ),
+    (
+        "tc qdisc add dev veth-client clsact; tc filter add dev veth-client ingress matchall action ok",
+        "tc qdisc del dev veth-client clsact",
+        "veth-client has other filters at ingress",
+        1,
+    ),
+];
+
+#[test]
+fn packets_go_through_the_stack_while_something_filters_there() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Routed, false, &["--host-routing", "auto"]);
+    let shell = |line: &str| {
+        let mut bash = cluster.node().namespace().command("bash");
+        command::run(bash.args(["-e", "-o", "pipefail", "-c", line])).unwrap()
+    };
+    let mut connections = FAMILIES.map(|family| (family, cluster.http(family, 1)));
+    for (filter, end, said, bypassed) in FILTERS {
+        cluster.wait_for_routing(2, "");
+        for (family, connection) in &mut connections {
+            let before = cluster.forwarded(*family);
+            transfer(connection, 1);
+            assert!(cluster.forwarded(*family) - before <= 4 * FIRST, "before {filter}");
+        }
+        shell(filter);
+        cluster.wait_for_routing(bypassed, said);
+        for (family, connection) in &mut connections {
+            // One that drops all tells by itself whether it is met.
+            if said.contains("drops") {
+                continue;
+            }
+            let before = cluster.forwarded(*family);
+            transfer(connection, 1);
+            assert!(cluster.forwarded(*family) - before > MEGABYTE as u64 / 1448, "with {filter}");
+        }
+        shell(end);
+    }
+    cluster.wait_for_routing(2, "");
+    let metrics = cluster.node().metric("viaduct_problems").unwrap();
+    assert_eq!(metrics, 0.0, "a filter is no problem");
+}
+
+/// What is cut off in the middle stays cut off.
+#[test]
+fn a_rule_that_drops_an_open_connection_is_heeded() {
+    needs_root!();
+    let cluster = Cluster::new(Topology::Routed, true, &["--host-routing", "auto"]);
+    cluster.wait_for_routing(2, "");
+    let socket = udp_from(cluster.lab.pod("client").namespace(), 0, SocketAddr::new(vip(Family::V4, 1), 53)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    (0..10).for_each(|_| drop(udp_exchange(&socket, b"passes").unwrap()));
+    let mut nft = cluster.node().namespace().command("nft");
+    let rules = "table ip x { chain f { type filter hook forward priority 0; policy drop; }; }";
+    command::run_with_input(nft.args(["-f", "-"]), rules).unwrap();
+    wait_until("it is dropped", SYNC, || udp_exchange(&socket, b"is dropped").is_err().then_some(())).unwrap();
+}
