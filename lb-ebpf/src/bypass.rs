@@ -1,13 +1,15 @@
 //! Past the host's stack: what the stack would only forward goes straight to the interface to which it would forward it.
 //!
 //! Only packets of flows that were answered: their first ones went through the stack both ways, so whatever filters there has let
-//! them pass, and has seen that the source is no forged one. They fare as if they were forwarded (RFC 1812 section 5.2.1): along the
+//! them pass. A client's packets have its interface in their key; where replies come from is checked. They fare as if they were forwarded (RFC 1812 section 5.2.1): along the
 //! node's routes, no longer than the way allows, with one hop less to live. All that needs more than this is left to the stack.
 
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT, bpf_fib_lookup, bpf_redir_neigh};
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as look_up, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT, bpf_fib_lookup as KernelRoute, bpf_redir_neigh as KernelNeighbour,
+};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Flow, Hook, Reason, attempt, interface_flags, options};
+use lb_common::abi::{Flow, Hook, PodInterface, Reason, attempt, interface_flags, options};
 use lb_common::wire::{EthernetAddresses, TcpHeader, UDP_LEN};
 use lb_common::{InterfaceIndex, Protocol};
 
@@ -20,6 +22,9 @@ use crate::maps::{self, Workspace};
 use crate::packet::{Packet, interface, ptr_at, set_mark};
 use crate::rewrite::rewrite;
 use crate::settings;
+
+/// `skb->pkt_type` of a frame for this machine.
+const PACKET_HOST: u32 = 0;
 
 /// Whether packets may go past the stack at all.
 #[inline(always)]
@@ -58,7 +63,7 @@ struct Route {
     ethernet_destination: [u16; 3],
 }
 
-const _: () = assert!(size_of::<Route>() == size_of::<bpf_fib_lookup>());
+const _: () = assert!(size_of::<Route>() == size_of::<KernelRoute>());
 
 /// `struct bpf_redir_neigh`.
 #[repr(C)]
@@ -67,12 +72,14 @@ struct Neighbour {
     address: [u32; 4],
 }
 
-const _: () = assert!(size_of::<Neighbour>() == size_of::<bpf_redir_neigh>());
+const _: () = assert!(size_of::<Neighbour>() == size_of::<KernelNeighbour>());
 
 /// To where a packet goes on.
 #[repr(C)]
 pub struct Hop {
     route: Route,
+    /// From there to who has sent it.
+    back: Route,
     neighbour: Neighbour,
     /// It leads to a pod, into which packets may be put.
     is_pod: bool,
@@ -116,7 +123,7 @@ pub fn reply<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Re
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
     work.found = unsafe { *entry };
     work.to = work.found.to;
-    if !has_replied(&work.found) {
+    if !has_replied(&work.found) || !is_honest::<A>(ctx, &mut work.hop) {
         return Ok(false);
     }
     account(entry, work.packet.flags, Packet::<A>::len(ctx), now());
@@ -142,11 +149,13 @@ fn describe<A: Ip>(ctx: &TcContext, route: &mut Route) -> Option<()> {
         Protocol::Sctp => return None,
     };
     // SAFETY: the context is valid for the run of the program.
-    let (mark, segment) = unsafe { ((*ctx.skb.skb).mark, (*ctx.skb.skb).gso_size) };
-    // Marks choose routes, too; and the last hop is told to the sender.
-    if mark != 0 || hops <= 1 {
+    let skb = unsafe { &*ctx.skb.skb };
+    // A frame that is for another machine or network is no packet for the stack. Marks choose routes, too; and of the last hop the
+    // sender is told.
+    if skb.pkt_type != PACKET_HOST || skb.vlan_present != 0 || skb.mark != 0 || hops <= 1 {
         return None;
     }
+    let segment = skb.gso_size;
     // What is to be cut goes out in pieces of this length.
     let len = if segment == 0 { Packet::<A>::len(ctx) as usize } else { A::HEADER_LEN + header + segment as usize };
     route.family = A::SOCKETS;
@@ -167,23 +176,53 @@ fn describe<A: Ip>(ctx: &TcContext, route: &mut Route) -> Option<()> {
 #[inline(always)]
 fn ask(ctx: &TcContext, hop: &mut Hop) -> bool {
     let own = hop.route.interface;
-    if !is_free(own) {
-        return false;
-    }
-    // SAFETY: the context is valid for the run of the program.
-    let answer = unsafe { look_up(ctx.skb.skb.cast(), (&raw mut hop.route).cast(), len::<Route>(), 0) };
+    let Some(from) = free(own) else { return false };
     // Of the way back to where it came from the stack tells the sender.
-    if answer != i64::from(BPF_FIB_LKUP_RET_SUCCESS) || hop.route.interface == own {
+    if !look_up(ctx, &mut hop.route) || hop.route.interface == own {
         return false;
     }
-    hop.is_pod = is_free(hop.route.interface);
-    true
+    hop.is_pod = free(hop.route.interface).is_some();
+    hop.is_pod || from.flags & interface_flags::BYPASS_UPLINK != 0 && has_neighbour(&hop.route)
 }
 
-/// Whether the interface leads to a pod, and nothing needs to see the packets that cross it.
+/// The kernel's answer replaces the question. False: there is no route, or nobody is known there.
 #[inline(always)]
-fn is_free(interface: u32) -> bool {
-    maps::interface(interface).is_some_and(|pod| pod.flags & interface_flags::BYPASS != 0)
+fn look_up(ctx: &TcContext, route: &mut Route) -> bool {
+    let route = core::ptr::from_mut(route).cast();
+    // SAFETY: the context is valid for the run of the program, and the route as long as is said.
+    let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), route, len::<Route>(), 0) };
+    answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+}
+
+/// Whether the next hop has an Ethernet address. Interfaces without any, as of tunnels, give their own.
+#[inline(always)]
+fn has_neighbour(route: &Route) -> bool {
+    route.ethernet_destination != route.ethernet_source
+}
+
+/// What is known of an interface that leads to a pod, if nothing needs to see the packets that cross it.
+#[inline(always)]
+fn free(interface: u32) -> Option<PodInterface> {
+    maps::interface(interface).filter(|pod| pod.bypass_until > now())
+}
+
+/// Whether the stack would send packets to the source of this one, which goes to `hop`, by the interface that it came by: the
+/// sender may have forged it (RFC 3704 section 2.2).
+#[inline(never)]
+pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
+    let Some((addresses, protocol, _)) = A::glance(ctx) else { return false };
+    let route = &mut hop.back;
+    route.family = A::SOCKETS;
+    route.protocol = protocol;
+    route.len = 0;
+    route.interface = hop.route.interface;
+    route.class = 0;
+    // SAFETY: as in `describe`.
+    unsafe {
+        (&raw mut route.source).cast::<A>().write(addresses[1]);
+        (&raw mut route.destination).cast::<A>().write(addresses[0]);
+    }
+    look_up(ctx, route) && route.interface == interface(ctx)
 }
 
 /// Sends the packet there. False: nothing was done.

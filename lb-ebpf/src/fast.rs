@@ -80,7 +80,8 @@ pub fn reply<A: Ip>(ctx: &TcContext) -> i32 {
     let Some(entry) = maps::flow(Flows, tuple) else { return TC_ACT_UNSPEC };
     // SAFETY: as above.
     let (has_replied, to) = unsafe { (bypass::has_replied(&*entry), (*entry).to) };
-    let is_sent = has_replied && follow(ctx, entry, &to, now()).is_some() && bypass::send::<A>(ctx, &mut work.hop);
+    let is_reply = has_replied && bypass::is_honest::<A>(ctx, &mut work.hop);
+    let is_sent = is_reply && follow(ctx, entry, &to, now()).is_some() && bypass::send::<A>(ctx, &mut work.hop);
     if is_sent { TC_ACT_REDIRECT } else { TC_ACT_UNSPEC }
 }
 

@@ -11,6 +11,8 @@ pub(crate) const ACK: u16 = 4;
 /// Flags of a request for all that there is.
 pub(crate) const DUMP: u16 = 0x300;
 const REQUEST: u16 = 1;
+/// Flag of an answer: what is listed has changed meanwhile, and some of it may be missing.
+const INTERRUPTED: u16 = 0x10;
 
 /// `struct nlmsghdr`.
 #[repr(C)]
@@ -43,11 +45,13 @@ fn read(datagram: &[u8], take: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let Ok((header, _)) = Header::read_from_prefix(rest) {
         let length = usize::try_from(header.length).unwrap_or(usize::MAX).clamp(size_of::<Header>(), rest.len());
         let body = &rest[size_of::<Header>()..length];
+        if header.flags & INTERRUPTED != 0 {
+            return Err(Errno::EINTR.into());
+        }
         match libc::c_int::from(header.kind) {
-            libc::NLMSG_DONE => return Ok(false),
             // Of a request that went well too, with 0.
-            libc::NLMSG_ERROR => {
-                let error = i32::read_from_prefix(body).map_or(0, |(error, _)| error);
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => {
+                let (error, _) = i32::read_from_prefix(body).map_err(|_| io::Error::from(Errno::EBADMSG))?;
                 return if error == 0 { Ok(false) } else { Err(Errno::from_raw(-error).into()) };
             }
             _ => take(body),

@@ -146,7 +146,8 @@ impl World {
         for arguments in [format!("netns add {lab}-pod"), format!("netns set {lab}-pod {netns_id}")] {
             command::run(Command::new("ip").args(arguments.split(' ')))?;
         }
-        Table::<u32, PodInterface>::open(&self.pins, "INTERFACES")?.insert(&LO, &PodInterface { netns_id, flags: 0 })
+        Table::<u32, PodInterface>::open(&self.pins, "INTERFACES")?
+            .insert(&LO, &PodInterface { netns_id, flags: 0, bypass_until: 0 })
     }
 
     /// What is dialled at a service; that after the last has no endpoint.

@@ -208,12 +208,14 @@ pub struct PodInterface {
     pub netns_id: i32,
     /// See [`interface_flags`].
     pub flags: u32,
+    /// Until when packets may cross it past the host's stack: nanoseconds of `CLOCK_MONOTONIC`; 0 for never.
+    pub bypass_until: u64,
 }
 
 /// Bits of [`PodInterface::flags`].
 pub mod interface_flags {
-    /// Nothing but the programs and the stack has a say in what crosses the interface, and the stack may be left out.
-    pub const BYPASS: u32 = 1;
+    /// Packets that come in by it may leave the node past the stack, too.
+    pub const BYPASS_UPLINK: u32 = 1;
 }
 
 /// Value of `REFUSALS`, per CPU: how many refusals may be sent.

@@ -110,19 +110,17 @@ impl Coverage {
         services.problems.set(About::Interfaces, outcome.err().map(|error| format!("{error:#}")).into_iter().collect());
     }
 
-    /// Looks for what filters packets, which may have come since interfaces were listed.
-    pub(super) fn route(&mut self, services: &mut Services) {
-        // Tried again with the interfaces.
-        if let Err(error) = self.try_to_route(services) {
-            services.problems.set(About::Interfaces, vec![format!("{error:#}")]);
-        }
+    /// Whether what filters packets is to be looked for again and again: of some of it the kernel does not tell.
+    pub(super) fn looks_for_filters(&self) -> bool {
+        self.routing.looks_for_filters()
     }
 
+    /// Lets packets go past the stack where nothing is in the way.
     fn try_to_route(&mut self, services: &mut Services) -> Result<()> {
-        self.routing.look(&self.covered);
-        self.known.set(&self.listed, |index| self.routing.may_bypass(index))?;
+        self.routing.look(&self.covered)?;
+        self.known.set(&self.listed, |index| self.routing.bypass(index))?;
         self.observed.metrics.bypassed_interfaces.set(gauge(self.routing.bypassed()));
-        if let Some(reasons) = self.routing.news(&self.covered) {
+        if let Some(reasons) = self.routing.news() {
             services.tell_in_stack(reasons);
         }
         Ok(())
@@ -156,7 +154,8 @@ impl Coverage {
             problems.set(About::Interface(index), problem.into_iter().collect());
         }
         // Before the programs, which look into it.
-        let known = self.known.set(&present, |index| self.routing.may_bypass(index));
+        let bypass = |index| self.routing.bypass_unless_changed(index, &present, deleted);
+        let known = self.known.set(&present, bypass);
         let noted = known.and_then(|without_room| self.note(without_room));
         self.listed = present.clone();
         for (index, interface) in present {

@@ -176,7 +176,9 @@ async fn serve(options: Options) -> Result<()> {
             // An idle agent is seen to be alive too.
             _ = heartbeat.tick() => {
                 home.check(&mut services, &mut coverage);
-                coverage.route(&mut services);
+                if coverage.looks_for_filters() {
+                    cover(&mut interfaces, &mut coverage, &mut services).await;
+                }
             }
             () = input.changed() => {
                 input.read(&mut services);
@@ -186,11 +188,7 @@ async fn serve(options: Options) -> Result<()> {
                 // What comes now is pinned where pins can be.
                 home.check(&mut services, &mut coverage);
                 coverage.cover_sockets(&mut services.problems);
-                match interfaces.list().await {
-                    // After a list that failed they are still to be looked at.
-                    Ok(present) => coverage.cover(present, &interfaces.deleted(), &mut services),
-                    Err(error) => services.problems.set(About::Interfaces, vec![format!("{error:#}")]),
-                }
+                cover(&mut interfaces, &mut coverage, &mut services).await;
             }
             () = std::future::ready(()), if services.has_retries() => services.try_again(),
             () = wait(services.grace()) => services.end_grace(),
@@ -200,6 +198,14 @@ async fn serve(options: Options) -> Result<()> {
             sockets.iter().for_each(Sockets::changed);
         }
         announced = announced || announce(&options, &services, &coverage);
+    }
+}
+
+async fn cover(interfaces: &mut Interfaces, coverage: &mut Coverage, services: &mut Services) {
+    match interfaces.list().await {
+        // After a list that failed they are still to be looked at.
+        Ok(present) => coverage.cover(present, &interfaces.deleted(), services),
+        Err(error) => services.problems.set(About::Interfaces, vec![format!("{error:#}")]),
     }
 }
 

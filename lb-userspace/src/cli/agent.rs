@@ -58,7 +58,7 @@ pub(super) struct Arguments {
     /// Cgroup of version 2 whose processes these are, if not all below the root of the tree.
     #[arg(long, value_name = "DIR")]
     cgroup_root: Option<PathBuf>,
-    /// Which way the packets of services go that pods of this node have dialled.
+    /// Which way packets go to and from services that pods of this node have dialled.
     #[arg(long, value_enum, default_value_t = HostRouting::Stack)]
     host_routing: HostRouting,
     /// How connections live on while a node changes between kube-proxy and Viaduct.

@@ -12,14 +12,14 @@ use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_common::abi::{
     BackendState, BackendStats, Family, PodInterface, Reason, ServiceName, ServicePort, ServiceStats, SlotPair,
-    SlotRange, interface_flags,
+    SlotRange,
 };
 use lb_common::{Address4, Address6};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::shared_array::SharedArray;
 use super::table::Table;
-use super::{FamilyMaps, Pins, figures};
+use super::{FamilyMaps, Pins, clock, figures};
 use crate::plan::Frontend;
 use crate::state::{Backend, Found, Limits, Settings, Write};
 
@@ -199,8 +199,8 @@ impl Maps {
     /// # Errors
     /// When the kernel does not answer.
     pub fn bypassed_interfaces(&self) -> Result<usize> {
-        let entries = self.interfaces.entries()?.into_iter();
-        Ok(entries.filter(|(_, interface)| interface.flags & interface_flags::BYPASS != 0).count())
+        let (now, entries) = (clock::now()?.as_nanos(), self.interfaces.entries()?.into_iter());
+        Ok(entries.filter(|(_, interface)| u128::from(interface.bypass_until) > now).count())
     }
 
     /// Carries out writes in their order.

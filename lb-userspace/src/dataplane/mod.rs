@@ -45,7 +45,7 @@ pub(crate) use memory::give_memory_back;
 pub use object::{Handover, OBJECT, Object, PassiveHealth, Settings, SocketLb, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Datapath, Lock, Pins};
-pub use pod_interfaces::PodInterfaces;
+pub use pod_interfaces::{Bypass, PodInterfaces};
 pub use put_back::put_back;
 pub use raw_map::Walk;
 pub use sizing::WantedSizes;

@@ -9,6 +9,15 @@ use super::Pins;
 use super::table::Table;
 use crate::interfaces::Present;
 
+/// Whether packets may cross an interface past the host's stack.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bypass {
+    /// Until when: nanoseconds of the programs' clock; 0 for never.
+    pub until: u64,
+    /// Whether they may leave the node in this way, too.
+    pub uplink: bool,
+}
+
 /// The map `INTERFACES`, with what it is known to hold.
 pub struct PodInterfaces {
     table: Table<u32, PodInterface>,
@@ -26,11 +35,12 @@ impl PodInterfaces {
         Ok(Self { table, held })
     }
 
-    /// These are all that there are, and what crosses some of them `may_bypass` the stack. Says for how many there is no room.
+    /// These are all that there are, and what crosses them may go past the stack as `bypass` says. Says for how many there is no
+    /// room.
     ///
     /// # Errors
     /// When the kernel refuses; to be tried again.
-    pub fn set(&mut self, present: &Present, may_bypass: impl Fn(u32) -> bool) -> Result<u32> {
+    pub fn set(&mut self, present: &Present, bypass: impl Fn(u32) -> Bypass) -> Result<u32> {
         let gone: Vec<u32> = self.held.keys().copied().filter(|index| !present.contains_key(index)).collect();
         for index in gone {
             self.table.remove(&index)?;
@@ -42,8 +52,12 @@ impl PodInterfaces {
                 without_room += 1;
                 continue;
             }
-            let flags = if may_bypass(index) { interface_flags::BYPASS } else { 0 };
-            let entry = PodInterface { netns_id: interface.netns_id.unwrap_or(-1), flags };
+            let Bypass { until, uplink } = bypass(index);
+            let entry = PodInterface {
+                netns_id: interface.netns_id.unwrap_or(-1),
+                flags: if uplink { interface_flags::BYPASS_UPLINK } else { 0 },
+                bypass_until: until,
+            };
             if self.held.get(&index) != Some(&entry) {
                 self.table.insert(&index, &entry)?;
                 self.held.insert(index, entry);

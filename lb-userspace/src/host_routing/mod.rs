@@ -23,7 +23,8 @@ pub enum HostRouting {
     /// Through the host's stack, with its netfilter rules, like all other packets that the node forwards.
     #[default]
     Stack,
-    /// Past it, along the node's routes, once a connection was answered; rules do not see what follows.
+    /// Past it, along the node's routes, once a connection was answered: netfilter rules do not see what follows. While there are
+    /// any, only between pods of this node.
     Bypass,
     /// Past it while nothing on the node filters what it forwards; `viaduct status` says why not.
     Auto,
@@ -31,14 +32,12 @@ pub enum HostRouting {
 
 /// Why packets stay in the stack, on all of the node: in words, nothing if they need not.
 #[must_use]
-pub fn on_node(mode: HostRouting) -> Vec<String> {
-    if mode != HostRouting::Auto {
-        return Vec::new();
-    }
+pub fn on_node() -> Vec<String> {
     let mut reasons = Vec::new();
     let looked = [
         ("nftables", netfilter::nftables(&mut reasons)),
         ("iptables-legacy", netfilter::iptables_legacy(&mut reasons)),
+        ("conntrack", netfilter::conntrack(&mut reasons)),
         ("IPsec", ipsec(&mut reasons)),
     ];
     // In doubt there are some.
@@ -52,9 +51,6 @@ pub fn on_node(mode: HostRouting) -> Vec<String> {
 /// Why packets from and to this interface stay in the stack.
 #[must_use]
 pub fn on_interface(mode: HostRouting, index: u32, interface: &Interface, ours: &Ours) -> Option<String> {
-    if mode == HostRouting::Stack {
-        return Some(String::new());
-    }
     // With these the kernel would lose packets, or a bridge forget from where they come.
     if !interface.link.is_veth {
         return Some("is no veth".to_owned());

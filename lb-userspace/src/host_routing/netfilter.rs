@@ -1,8 +1,8 @@
 //! Rules of netfilter that see packets which the node forwards.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd as _;
-use std::{fs, ptr};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -102,6 +102,17 @@ fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
+/// Adds that connections are tracked. Of one that goes on past the stack, tracking would not see the end.
+pub(super) fn conntrack(reasons: &mut Vec<String>) -> io::Result<()> {
+    match fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count") {
+        Ok(count) if count.trim() == "0" => {}
+        Ok(_) => reasons.push("conntrack: connections are tracked (conntrack -L)".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 /// `struct ipt_getinfo`, which is that of IPv6 too.
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, KnownLayout)]
@@ -114,30 +125,44 @@ struct Table {
     size: u32,
 }
 
-impl Table {
-    /// Whether it has rules that forwarded packets pass.
-    fn has_rules(&self) -> bool {
-        [PREROUTING, FORWARD, POSTROUTING].into_iter().any(|hook| {
-            let index = hook as usize;
-            self.hooks & 1 << hook != 0 && self.first[index] != self.last[index]
-        })
-    }
+/// A family of legacy tables.
+struct Legacy {
+    command: &'static str,
+    names: &'static str,
+    sockets: AddressFamily,
+    level: libc::c_int,
+    /// Where an entry says where its target is: in `struct ipt_entry`, `struct ip6t_entry`.
+    target_offset: usize,
 }
+
+const LEGACY: [Legacy; 2] = [
+    Legacy {
+        command: "iptables-legacy",
+        names: "/proc/net/ip_tables_names",
+        sockets: AddressFamily::Inet,
+        level: libc::IPPROTO_IP,
+        target_offset: 88,
+    },
+    Legacy {
+        command: "ip6tables-legacy",
+        names: "/proc/net/ip6_tables_names",
+        sockets: AddressFamily::Inet6,
+        level: libc::IPPROTO_IPV6,
+        target_offset: 140,
+    },
+];
 
 /// Adds why packets cannot do without the stack. The tables are those that somebody has used; asking for another would make it.
 pub(super) fn iptables_legacy(reasons: &mut Vec<String>) -> io::Result<()> {
-    let families = [
-        ("iptables-legacy", "/proc/net/ip_tables_names", AddressFamily::Inet, libc::IPPROTO_IP),
-        ("ip6tables-legacy", "/proc/net/ip6_tables_names", AddressFamily::Inet6, libc::IPPROTO_IPV6),
-    ];
-    for (command, names, family, level) in families {
-        let names = match fs::read_to_string(names) {
+    for family in LEGACY {
+        let names = match fs::read_to_string(family.names) {
             // Nobody has used any.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             names => names?,
         };
         for name in names.lines() {
-            if table(family, level, name)?.has_rules() {
+            if family.has_rules(name)? {
+                let command = family.command;
                 reasons.push(format!("{command}: table {name} has rules ({command} -t {name} -S)"));
             }
         }
@@ -145,21 +170,55 @@ pub(super) fn iptables_legacy(reasons: &mut Vec<String>) -> io::Result<()> {
     Ok(())
 }
 
-fn table(family: AddressFamily, level: libc::c_int, name: &str) -> io::Result<Table> {
-    /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`.
-    const GET_INFO: libc::c_int = 64;
+impl Legacy {
+    /// Whether forwarded packets pass rules of this table, or a chain that does not accept them.
+    fn has_rules(&self, name: &str) -> io::Result<bool> {
+        /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`, `IPT_SO_GET_ENTRIES` and `IP6T_SO_GET_ENTRIES`.
+        const GET_INFO: libc::c_int = 64;
+        const GET_ENTRIES: libc::c_int = 65;
+        /// `struct ipt_get_entries` before the entries: name, size, and space up to the next eight bytes.
+        const HEAD: usize = 40;
 
-    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    let mut table = Table { name: [0; 32], hooks: 0, first: [0; 5], last: [0; 5], count: 0, size: 0 };
-    let length = name.len().min(table.name.len() - 1);
-    table.name[..length].copy_from_slice(&name.as_bytes()[..length]);
-    #[expect(clippy::cast_possible_truncation, reason = "some 80 bytes")]
-    let mut size = size_of::<Table>() as libc::socklen_t;
-    let bytes = ptr::from_mut(table.as_mut_bytes()).cast();
-    // SAFETY: the kernel writes at most `size` bytes to the table, all of which are numbers.
-    let answer = unsafe { libc::getsockopt(socket.as_raw_fd(), level, GET_INFO, bytes, &raw mut size) };
-    Errno::result(answer)?;
-    Ok(table)
+        let mut table = Table { name: [0; 32], hooks: 0, first: [0; 5], last: [0; 5], count: 0, size: 0 };
+        let length = name.len().min(table.name.len() - 1);
+        table.name[..length].copy_from_slice(&name.as_bytes()[..length]);
+        self.ask(GET_INFO, table.as_mut_bytes())?;
+        let mut entries = vec![0; HEAD + table.size as usize];
+        entries[..table.name.len()].copy_from_slice(&table.name);
+        entries[table.name.len()..][..4].copy_from_slice(&table.size.to_ne_bytes());
+        self.ask(GET_ENTRIES, &mut entries)?;
+        Ok([PREROUTING, FORWARD, POSTROUTING].into_iter().any(|hook| {
+            let index = hook as usize;
+            let policy = || entries.get(HEAD + table.last[index] as usize..).and_then(|entry| self.accepts(entry));
+            self.hooks(&table, hook) && (table.first[index] != table.last[index] || policy() != Some(true))
+        }))
+    }
+
+    fn hooks(&self, table: &Table, hook: u32) -> bool {
+        table.hooks & 1 << hook != 0
+    }
+
+    /// Whether an entry, as the policy of a chain is one, accepts what comes to it.
+    fn accepts(&self, entry: &[u8]) -> Option<bool> {
+        /// In `struct xt_standard_target`; `-NF_ACCEPT - 1`.
+        const VERDICT: usize = 32;
+        const ACCEPT: i32 = -2;
+
+        let (target, _) = u16::read_from_prefix(entry.get(self.target_offset..)?).ok()?;
+        let (verdict, _) = i32::read_from_prefix(entry.get(usize::from(target) + VERDICT..)?).ok()?;
+        Some(verdict == ACCEPT)
+    }
+
+    fn ask(&self, option: libc::c_int, answer: &mut [u8]) -> io::Result<()> {
+        let socket = socket(self.sockets, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let mut size = libc::socklen_t::try_from(answer.len()).map_err(io::Error::other)?;
+        // SAFETY: the kernel writes no more bytes than there are.
+        let result = unsafe {
+            libc::getsockopt(socket.as_raw_fd(), self.level, option, answer.as_mut_ptr().cast(), &raw mut size)
+        };
+        Errno::result(result)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

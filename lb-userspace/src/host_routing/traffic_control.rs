@@ -4,7 +4,6 @@ use std::io;
 
 use anyhow::Result;
 use aya::programs::{SchedClassifier, TcAttachType};
-use nix::errno::Errno;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -35,8 +34,8 @@ struct Filter {
 /// Who else looks at the packets of this interface, in words.
 pub(super) fn others(index: u32, name: &str, ours: &Ours) -> Option<String> {
     let found = match ours.mechanism {
-        Mechanism::Tcx => program(name, ours).and_then(|found| Ok(found.or(filter(index)?))),
-        Mechanism::Clsact => filter(index).map_err(Into::into),
+        Mechanism::Tcx => program(name, ours).and_then(|found| Ok(found.or(filter(index, None)?))),
+        Mechanism::Clsact => filter(index, Some(PRIORITY)).map_err(Into::into),
     };
     match found {
         Ok(found) => found,
@@ -50,7 +49,7 @@ fn program(name: &str, ours: &Ours) -> Result<Option<String>> {
         let (_, programs) = SchedClassifier::query_tcx(name, direction)?;
         if let Some(other) = programs.iter().find(|program| !ours.programs.contains(&program.id())) {
             let name = other.name_as_str().unwrap_or_default();
-            return Ok(Some(format!("has another program, {name} (id {}), at {}", other.id(), word(direction))));
+            return Ok(Some(format!("has another program, {name} (id {}) at {}", other.id(), word(direction))));
         }
     }
     Ok(None)
@@ -63,7 +62,8 @@ const fn word(direction: TcAttachType) -> &'static str {
     }
 }
 
-fn filter(index: u32) -> io::Result<Option<String>> {
+/// A filter that has not our priority.
+fn filter(index: u32, ours: Option<u16>) -> io::Result<Option<String>> {
     const RTM_GETTFILTER: u16 = 46;
     /// `TC_H_CLSACT` with `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`.
     const PARENTS: [(TcAttachType, u32); 2] =
@@ -74,14 +74,10 @@ fn filter(index: u32) -> io::Result<Option<String>> {
         let mut others = 0;
         let asked = ask(NETLINK_ROUTE, RTM_GETTFILTER, DUMP, request.as_bytes(), |answer| {
             let filter = Filter::read_from_prefix(answer).map(|(filter, _)| filter);
-            others +=
-                u32::from(filter.is_ok_and(|filter| filter.handle != 0 && filter.info >> 16 != u32::from(PRIORITY)));
+            let is_other = |filter: Filter| filter.handle != 0 && Some(filter.info >> 16) != ours.map(u32::from);
+            others += u32::from(filter.is_ok_and(is_other));
         });
-        match asked {
-            // Without qdisc there are none.
-            Err(error) if error.raw_os_error() != Some(Errno::EINVAL as i32) => return Err(error),
-            _ => {}
-        }
+        asked?;
         if others > 0 {
             return Ok(Some(format!("has other filters at {} (tc filter show)", word(direction))));
         }

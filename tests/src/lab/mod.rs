@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 pub use self::builder::LabBuilder;
 pub use self::node::Node;
 use crate::addresses::Family;
 use crate::apiserver::ApiServer;
+use crate::client::Cable;
 use crate::manifests::ManifestFolder;
 use crate::namespace::Namespace;
 use crate::reaper::Reaper;
@@ -174,6 +176,16 @@ impl Lab {
         crate::command::run(std::process::Command::new("ip").args(["netns", "del", pod.namespace.name()]))?;
         self.pods.retain(|pod| pod.name != name);
         Ok(())
+    }
+
+    /// Sends a frame of a pod on a routed node to that node, as it is but for the address of the node's interface.
+    pub fn send(&self, pod: &str, frame: &[u8]) -> Result<()> {
+        let pod = self.pod(pod);
+        let shown = self.node(pod.node()).namespace().ip(&format!("-json link show {}", pod.interface()))?;
+        let shown: Value = serde_json::from_str(&shown)?;
+        let address = shown[0]["address"].as_str().context("an interface without address")?.split(':');
+        let address = address.map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
+        Cable::of(pod.namespace(), "eth0")?.send(&[&address, &frame[6..]].concat())
     }
 
     /// Prints what one wants to know when a test fails, and keeps logs and packet captures in target/lab-failures.

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use viaduct_tests::Protocol::{Tcp, Udp};
-use viaduct_tests::client::Cable;
 use viaduct_tests::{
     Endpoint, EndpointSliceManifest, Family, HttpServer, Lab, Namespace, Node, ServiceManifest, Topology, UdpServer,
 };
@@ -97,17 +96,6 @@ impl Cluster<'_> {
 
     pub(crate) fn endpoint(&self, pod: &str) -> Endpoint {
         Endpoint::of_family(self.lab.pod(pod), self.family)
-    }
-
-    /// Sends a frame of a pod on a routed node to that node, as it is but for the address of the node's interface.
-    pub(crate) fn send(&self, pod: &str, frame: &[u8]) {
-        let pod = self.lab.pod(pod);
-        let shown = self.lab.node(pod.node()).namespace().ip(&format!("-json link show {}", pod.interface())).unwrap();
-        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-        let address = shown[0]["address"].as_str().unwrap().split(':');
-        let address: Vec<_> = address.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-        let frame = [&address, &frame[6..]].concat();
-        Cable::of(pod.namespace(), "eth0").unwrap().send(&frame).unwrap();
     }
 
     /// The service `name` at the address that ends with this number, with these pods behind it, or with none.

@@ -84,7 +84,7 @@ fn payload(value: u8) -> Vec<u8> {
 fn send(cluster: &Cluster, socket: &UdpSocket, (identification, order): (u32, [usize; 3]), value: u8) {
     let frame = packet::udp(socket.local_addr().unwrap(), socket.peer_addr().unwrap(), &payload(value));
     let fragments = packet::fragments(&frame, identification, 1200);
-    order.into_iter().for_each(|index| cluster.send("client1", &fragments[index]));
+    order.into_iter().for_each(|index| cluster.lab.send("client1", &fragments[index]).unwrap());
 }
 
 /// The payload that `backend2` has sent back, if it does so soon.
@@ -133,7 +133,7 @@ fn extension_headers_are_no_hindrance() {
     ] {
         let socket = udp_from(pod.namespace(), 0, vip.dns()).unwrap();
         let frame = packet::udp(socket.local_addr().unwrap(), vip.dns(), b"question");
-        cluster.send("client1", &packet::extended(&frame, extensions));
+        cluster.lab.send("client1", &packet::extended(&frame, extensions)).unwrap();
         let mut answer = [0; 200];
         let length = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{extensions:?}: {error}"));
         assert!(answer[..length].starts_with(b"backend2 "), "{extensions:?}");

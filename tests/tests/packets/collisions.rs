@@ -5,8 +5,8 @@ use std::process::Command;
 
 use lb_common::abi::{Family, Flow, Hook, Reason};
 use lb_common::{Address4, Protocol};
-use lb_userspace::dataplane::PodInterfaces;
-use lb_userspace::interfaces::Interface;
+use lb_userspace::dataplane::{Bypass, PodInterfaces};
+use lb_userspace::interfaces::{Interface, Link};
 use tokio::net::TcpSocket;
 use viaduct_tests::command::run;
 use viaduct_tests::datapath::{Datapath, Input, LO, MARK, Verdict};
@@ -179,9 +179,9 @@ fn a_flow_is_not_opened_over_a_connection_that_the_pod_has_made_without_a_servic
                 source(&datapath.from_pod(input).unwrap().frame)
             };
             let tell = |namespaces: [Option<i32>; 2]| {
-                let named = |netns_id| Interface { name: String::new(), netns_id };
+                let named = |netns_id| Interface { name: String::new(), netns_id, link: Link::default() };
                 let present = [LO, POD2].into_iter().zip(namespaces.map(named)).collect();
-                PodInterfaces::open(datapath.pins()).unwrap().set(&present).unwrap();
+                PodInterfaces::open(datapath.pins()).unwrap().set(&present, |_| Bypass::default()).unwrap();
             };
             tell([Some(NETNS), None]);
             assert_eq!(seen_from(&mut datapath, syn, LO), client, "no socket");
