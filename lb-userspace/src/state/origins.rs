@@ -64,7 +64,8 @@ impl Origins {
     /// False when there is no room.
     pub(super) fn add(&mut self, backend: Backend, origin: Origin, writes: &mut Vec<Write>) -> bool {
         let entries = &mut self.entries[usize::from(backend.0.is_ipv6())];
-        let origins = self.of.entry(backend).or_default();
+        // Nearly all have one: room for more would be most of the memory that origins take.
+        let origins = self.of.entry(backend).or_insert_with(|| Vec::with_capacity(1));
         if let Some(key) = key(backend, origins.len()) {
             if *entries >= self.room {
                 return false;
