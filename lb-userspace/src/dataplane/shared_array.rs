@@ -117,3 +117,30 @@ impl<T> LongArray<T> {
         Ok(what(array))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn each_value_of_a_long_array_is_in_its_place() {
+        // A file is mapped as a map is. The last part is shorter than the others.
+        let len = 2 * PART + 3;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(u64::from(len) * 24).unwrap();
+        let array = LongArray::<[u8; 20]>::new(file.try_clone().unwrap().into(), len, true);
+        // To and fro between the parts.
+        for index in (0..len).flat_map(|index| [index, len - 1 - index]) {
+            array.with(index, |part| part.word(index, 2).store(index.into(), Ordering::Relaxed)).unwrap();
+        }
+        for index in 0..len {
+            let mut word = [0; 8];
+            file.read_exact_at(&mut word, u64::from(index) * 24 + 16).unwrap();
+            assert_eq!(u64::from_ne_bytes(word), u64::from(index));
+            assert_eq!(array.with(index, |part| part.half(index, 4).load(Ordering::Relaxed)).unwrap(), index);
+        }
+    }
+}
