@@ -86,9 +86,9 @@ impl Maps {
         Ok(Found {
             service_ports: names.map(|(id, name)| (id, name, self.service_port(id))).collect(),
             frontends: self.frontends()?,
-            vips: [self.v4.vips()?, self.v6.vips()?].concat(),
+            vips: joined(self.v4.vips()?, self.v6.vips()?),
             backends: self.backends()?,
-            origins: [self.v4.origins()?, self.v6.origins()?].concat(),
+            origins: joined(self.v4.origins()?, self.v6.origins()?),
         })
     }
 
@@ -97,7 +97,7 @@ impl Maps {
     /// # Errors
     /// As [`Self::read`].
     pub fn frontends(&self) -> Result<Vec<(Frontend, u32)>> {
-        Ok([self.v4.frontends()?, self.v6.frontends()?].concat())
+        Ok(joined(self.v4.frontends()?, self.v6.frontends()?))
     }
 
     /// All backends that were ever used, by id.
@@ -105,7 +105,7 @@ impl Maps {
     /// # Errors
     /// As [`Self::read`].
     pub fn backends(&self) -> Result<Vec<(u32, Backend)>> {
-        Ok([self.v4.backends()?, self.v6.backends()?].concat())
+        Ok(joined(self.v4.backends()?, self.v6.backends()?))
     }
 
     /// Counts of a backend, over all CPUs.
@@ -266,6 +266,12 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// In the place of the first one: at its start an agent reads a whole cluster, and has it once too often anyway.
+fn joined<T>(mut entries: Vec<T>, mut more: Vec<T>) -> Vec<T> {
+    entries.append(&mut more);
+    entries
 }
 
 const _: () = assert!(cfg!(target_endian = "little"), "words of SERVICE_PORTS are split so");
