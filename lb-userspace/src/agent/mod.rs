@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::config::Configuration;
 use crate::dataplane::attach::cgroup::Cgroup;
-use crate::dataplane::{Board, Maps, Pins, Settings, SocketLb, WantedSizes, take_over};
+use crate::dataplane::{Board, Maps, Pins, Settings, SocketLb, WantedSizes, share_memory, take_over};
 use crate::interfaces::Interfaces;
 use crate::model::Family;
 use crate::observe::{self, Health, Metrics};
@@ -94,6 +94,7 @@ pub enum Source {
 /// When it cannot start. Whatever happens later is logged and tried again, but for pins that somebody removes: the process ends.
 pub fn run(options: Options) -> Result<()> {
     exit_on_panic();
+    share_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

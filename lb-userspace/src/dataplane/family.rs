@@ -13,8 +13,8 @@ use lb_common::tuple::Zero;
 use lb_common::{Address, Protocol, Tuple};
 use zerocopy::IntoBytes as _;
 
-use super::maps::{cpus, per_cpu, shared};
-use super::shared_array::SharedArray;
+use super::maps::{cpus, long, per_cpu, shared};
+use super::shared_array::{LongArray, SharedArray};
 use super::stale_sockets::Stale;
 use super::table::{Entry, Table, parse};
 use super::{ADDRESSES, MapUse, Names, Pins};
@@ -35,7 +35,7 @@ where
 {
     frontends: Table<FrontendKey<A>, Frontend>,
     vips: Table<A, Vip>,
-    backends: SharedArray<Backend<A>>,
+    backends: LongArray<Backend<A>>,
     backend_stats: PerCpuArray<MapData, [u64; 4]>,
     health: Table<u32, Health>,
     origins: Table<OriginKey<A>, Origin<A>>,
@@ -74,7 +74,7 @@ where
         Ok(Self {
             frontends: Table::open(pins, names.frontends)?,
             vips: Table::open(pins, names.vips)?,
-            backends: shared(pins, names.backends, writable)?,
+            backends: long(pins, names.backends, writable)?,
             backend_stats: per_cpu(pins, names.backend_stats)?,
             flows: Table::open(pins, names.flows)?,
             half_open: Table::open(pins, names.half_open)?,
@@ -115,9 +115,11 @@ where
     /// When the entry is none of this layout.
     pub fn backend(&self, id: u32) -> Result<Option<state::Backend>> {
         let mut words = [0; size_of::<Backend6>() / 8];
-        for (word, value) in words.iter_mut().enumerate().take(size_of::<Backend<A>>().div_ceil(8)) {
-            *value = self.backends.word(id, word).load(Ordering::Acquire);
-        }
+        self.with_backend(id, |backends| {
+            for (word, value) in words.iter_mut().enumerate().take(size_of::<Backend<A>>().div_ceil(8)) {
+                *value = backends.word(id, word).load(Ordering::Acquire);
+            }
+        })?;
         if words[0] == 0 {
             return Ok(None);
         }
@@ -239,18 +241,25 @@ where
         let port = address.port();
         let address = self.address(address.ip())?;
         let entry = Backend { generation, state, address, port, protocol, reserved: Zero::ZERO, service_port };
-        for (word, bytes) in entry.to_bytes().as_bytes().chunks(8).enumerate().skip(1) {
-            let mut filled = [0; 8];
-            filled[..bytes.len()].copy_from_slice(bytes);
-            self.backends.word(id, word).store(u64::from_ne_bytes(filled), Ordering::Relaxed);
-        }
+        self.with_backend(id, |backends| {
+            for (word, bytes) in entry.to_bytes().as_bytes().chunks(8).enumerate().skip(1) {
+                let mut filled = [0; 8];
+                filled[..bytes.len()].copy_from_slice(bytes);
+                backends.word(id, word).store(u64::from_ne_bytes(filled), Ordering::Relaxed);
+            }
+        })?;
         // From here on the entry is alive.
-        self.write_backend_state(id, generation, state);
-        Ok(())
+        self.write_backend_state(id, generation, state)
     }
 
-    pub(super) fn write_backend_state(&self, id: u32, generation: u32, state: BackendState) {
-        self.backends.word(id, 0).store(Backend::<A>::word(generation, state), Ordering::Release);
+    pub(super) fn write_backend_state(&self, id: u32, generation: u32, state: BackendState) -> Result<()> {
+        let word = Backend::<A>::word(generation, state);
+        self.with_backend(id, |backends| backends.word(id, 0).store(word, Ordering::Release))
+    }
+
+    fn with_backend<R>(&self, id: u32, what: impl FnOnce(&SharedArray<Backend<A>>) -> R) -> Result<R> {
+        let mapped = self.backends.with(id, what);
+        mapped.with_context(|| format!("cannot map {} into memory", self.names.backends))
     }
 
     pub(super) fn write_frontend(&mut self, frontend: &plan::Frontend, service_port: u32) -> Result<()> {

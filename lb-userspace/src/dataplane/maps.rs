@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ use lb_common::abi::{
 use lb_common::{Address4, Address6};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::shared_array::SharedArray;
+use super::shared_array::{LongArray, SharedArray};
 use super::table::Table;
 use super::{FamilyMaps, Pins, clock, figures};
 use crate::plan::Frontend;
@@ -30,7 +30,7 @@ pub struct Maps {
     /// Those of IPv6.
     pub v6: FamilyMaps<Address6>,
     service_ports: SharedArray<ServicePort>,
-    slots: SharedArray<SlotPair>,
+    slots: LongArray<SlotPair>,
     names: Table<u32, ServiceName>,
     service_stats: PerCpuArray<MapData, [u64; 2]>,
     reasons: PerCpuArray<MapData, u64>,
@@ -58,7 +58,7 @@ impl Maps {
             v4: FamilyMaps::open(pins, writable)?,
             v6: FamilyMaps::open(pins, writable)?,
             service_ports: shared(pins, "SERVICE_PORTS", writable)?,
-            slots: shared(pins, "SLOTS", writable)?,
+            slots: long(pins, "SLOTS", writable)?,
             names: Table::open(pins, "SERVICE_NAMES")?,
             service_stats: per_cpu(pins, "SERVICE_STATS")?,
             reasons: per_cpu(pins, "REASONS")?,
@@ -86,9 +86,9 @@ impl Maps {
         Ok(Found {
             service_ports: names.map(|(id, name)| (id, name, self.service_port(id))).collect(),
             frontends: self.frontends()?,
-            vips: [self.v4.vips()?, self.v6.vips()?].concat(),
+            vips: joined(self.v4.vips()?, self.v6.vips()?),
             backends: self.backends()?,
-            origins: [self.v4.origins()?, self.v6.origins()?].concat(),
+            origins: joined(self.v4.origins()?, self.v6.origins()?),
         })
     }
 
@@ -97,7 +97,7 @@ impl Maps {
     /// # Errors
     /// As [`Self::read`].
     pub fn frontends(&self) -> Result<Vec<(Frontend, u32)>> {
-        Ok([self.v4.frontends()?, self.v6.frontends()?].concat())
+        Ok(joined(self.v4.frontends()?, self.v6.frontends()?))
     }
 
     /// All backends that were ever used, by id.
@@ -105,7 +105,7 @@ impl Maps {
     /// # Errors
     /// As [`Self::read`].
     pub fn backends(&self) -> Result<Vec<(u32, Backend)>> {
-        Ok([self.v4.backends()?, self.v6.backends()?].concat())
+        Ok(joined(self.v4.backends()?, self.v6.backends()?))
     }
 
     /// Counts of a backend, over all CPUs.
@@ -150,13 +150,14 @@ impl Maps {
         ServicePort::read_from_bytes(words.as_bytes()).unwrap_or_default()
     }
 
-    /// Backend ids in a range of slots; empty when it is not within the table.
+    /// Backend ids in a range of slots; empty when it is not within the table, or cannot be read.
     #[must_use]
     pub fn slots(&self, range: SlotRange) -> Vec<u32> {
         let Some(end) = range.start.checked_add(range.len).filter(|&end| end <= self.slots.len() * 2) else {
             return Vec::new();
         };
-        (range.start..end).map(|slot| self.slots.half(slot / 2, slot % 2).load(Ordering::Relaxed)).collect()
+        let id = |slot| self.slots.with(slot / 2, |slots| slots.half(slot / 2, slot % 2).load(Ordering::Relaxed));
+        (range.start..end).map(id).collect::<io::Result<_>>().unwrap_or_default()
     }
 
     /// Counts of a service port, over all CPUs.
@@ -219,12 +220,14 @@ impl Maps {
                 Family::V6 => self.v6.write_backend(*id, backend)?,
             },
             &Write::BackendState { family, id, generation, state } => match family {
-                Family::V4 => self.v4.write_backend_state(id, generation, state),
-                Family::V6 => self.v6.write_backend_state(id, generation, state),
+                Family::V4 => self.v4.write_backend_state(id, generation, state)?,
+                Family::V6 => self.v6.write_backend_state(id, generation, state)?,
             },
             Write::Slots { start, ids } => {
                 for (slot, id) in (*start..).zip(ids) {
-                    self.slots.half(slot / 2, slot % 2).store(*id, Ordering::Relaxed);
+                    self.slots
+                        .with(slot / 2, |slots| slots.half(slot / 2, slot % 2).store(*id, Ordering::Relaxed))
+                        .context("cannot map SLOTS into memory")?;
                 }
             }
             Write::Name { service_port, name } => {
@@ -274,6 +277,12 @@ impl Maps {
     }
 }
 
+/// In the place of the first one: at its start an agent reads a whole cluster, and has it once too often anyway.
+fn joined<T>(mut entries: Vec<T>, mut more: Vec<T>) -> Vec<T> {
+    entries.append(&mut more);
+    entries
+}
+
 const _: () = assert!(cfg!(target_endian = "little"), "words of SERVICE_PORTS are split so");
 
 pub(super) fn cpus() -> Result<usize> {
@@ -318,11 +327,21 @@ pub(super) fn per_cpu<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<Map
 }
 
 pub(super) fn shared<T>(pins: &Pins, name: &str, writable: bool) -> Result<SharedArray<T>> {
+    let (fd, len) = array_of::<T>(pins, name)?;
+    SharedArray::map(fd, 0..len, writable).with_context(|| format!("cannot map {name} into memory"))
+}
+
+pub(super) fn long<T>(pins: &Pins, name: &str, writable: bool) -> Result<LongArray<T>> {
+    let (fd, len) = array_of::<T>(pins, name)?;
+    Ok(LongArray::new(fd, len, writable))
+}
+
+/// An array with values of the size of `T`, and how many it has.
+fn array_of<T>(pins: &Pins, name: &str) -> Result<(OwnedFd, u32)> {
     let map = pinned(pins, name)?;
     let info = map.info()?;
     if info.value_size() as usize != size_of::<T>() {
         bail!("{name} has another layout: values of {} bytes instead of {}", info.value_size(), size_of::<T>());
     }
-    let fd: BorrowedFd<'_> = map.fd().as_fd();
-    SharedArray::map(fd, info.max_entries(), writable).with_context(|| format!("cannot map {name} into memory"))
+    Ok((map.fd().as_fd().try_clone_to_owned()?, info.max_entries()))
 }

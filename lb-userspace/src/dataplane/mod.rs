@@ -41,7 +41,7 @@ pub use figures::{BackendHealth, Figures};
 pub use full::{TurnedAway, flag_for};
 pub use grace::wait_for_grace_period;
 pub use maps::{MapUse, Maps};
-pub(crate) use memory::give_memory_back;
+pub(crate) use memory::{give_memory_back, share_memory};
 pub use object::{Handover, OBJECT, Object, PassiveHealth, Settings, SocketLb, UnservedPorts};
 pub(crate) use pins::{AGENT, require_capabilities};
 pub use pins::{Datapath, Lock, Pins};

@@ -394,6 +394,7 @@ impl State {
                 }
                 is_again
             });
+            port.backends.shrink_to_fit();
         }
 
         let mut stray_frontends = Vec::new();

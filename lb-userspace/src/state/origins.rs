@@ -34,7 +34,8 @@ impl Origins {
         found.sort_unstable();
         let mut origins = Self { room: (backends * ORIGINS_PER_BACKEND) as usize, ..Self::default() };
         for (key, origin) in found {
-            let (of, family) = (origins.of.entry((key.backend, key.protocol)).or_default(), family_of(&key.backend));
+            let (of, family) =
+                (origins.of.entry((key.backend, key.protocol)).or_insert_with(one), family_of(&key.backend));
             if usize::from(key.number) == of.len() && !of.contains(&origin) {
                 of.push(origin);
                 origins.entries[usize::from(family == Family::V6)] += 1;
@@ -64,7 +65,7 @@ impl Origins {
     /// False when there is no room.
     pub(super) fn add(&mut self, backend: Backend, origin: Origin, writes: &mut Vec<Write>) -> bool {
         let entries = &mut self.entries[usize::from(backend.0.is_ipv6())];
-        let origins = self.of.entry(backend).or_default();
+        let origins = self.of.entry(backend).or_insert_with(one);
         if let Some(key) = key(backend, origins.len()) {
             if *entries >= self.room {
                 return false;
@@ -93,6 +94,11 @@ impl Origins {
             self.of.remove(&backend);
         }
     }
+}
+
+/// Nearly all backends have one: room for more would be most of the memory that origins take.
+fn one() -> Vec<Origin> {
+    Vec::with_capacity(1)
 }
 
 /// None for a number that no program looks at.
