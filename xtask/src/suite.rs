@@ -140,9 +140,9 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
 
 /// The programs for the kernel are linted for the kernel's machine too: what is only compiled there is not seen above.
 fn lint_bpf(log: &Path) -> Result<bool> {
-    let (toolchain, root, target_dir) = (BpfToolchain::find()?, workspace_root(), target_dir().join("bpf-lint"));
+    let (toolchain, target_dir) = (&BpfToolchain::find()?, &target_dir().join("bpf-lint"));
     for (package, features) in [(ebpf::DATAPATH, &[][..]), (ebpf::DATAPATH, &["count-lookups"]), (ebpf::FLOOR, &[])] {
-        if !logged(&mut ebpf::lint(package, &toolchain, &root, &target_dir, features)?, log)? {
+        if !logged(&mut ebpf::Build { package, features, toolchain, target_dir }.lint()?, log)? {
             return Ok(false);
         }
     }
