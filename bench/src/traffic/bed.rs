@@ -21,7 +21,7 @@ use super::load::Way;
 use super::server::Server;
 
 /// Where the backend is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Place {
     /// On the client's node.
     OneNode,
