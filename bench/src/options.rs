@@ -17,7 +17,7 @@ pub struct Extent {
     /// Less of everything, and only what the budgets are about
     #[arg(long)]
     pub quick: bool,
-    /// How often everything is measured [default: path 21, traffic 5, control 5; with --quick 11, 3, 2]
+    /// How often everything is measured [default: path 21, traffic 5, control 5; with --quick 11, 5, 2]
     #[arg(long, value_name = "N")]
     rounds: Option<NonZeroUsize>,
     /// Where the samples go [default: the part's file in target/bench, with --quick in target/bench/quick]
@@ -28,7 +28,7 @@ pub struct Extent {
 /// Who is measured beside Viaduct.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Others {
-    /// Who is compared, by name or its beginning [default: all that are there; traffic --quick: direct,viaduct,viaduct-bypass,nftables]
+    /// Who is compared, by name or its beginning [default: all that are there; of traffic with --quick direct,viaduct,viaduct-bypass,nftables]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub contenders: Vec<String>,
     /// Binary of the real kube-proxy, to measure it too

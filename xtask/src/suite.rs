@@ -133,6 +133,7 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
     // Without `--bench` each bench runs once.
     let mut benches = cargo("test");
     suite.check("benches", benches.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-bench", "--benches"]))?;
+    suite.check("bench-quick", cargo("xtask").args(["bench", "--quick"]))?;
     suite.tests("doc-tests", cargo("test").args(["--workspace", "--doc", "--no-fail-fast"]))?;
     suite.check("doc", cargo("doc").env("RUSTDOCFLAGS", "-D warnings").args(["--workspace", "--no-deps"]))?;
     suite.kernels(options)

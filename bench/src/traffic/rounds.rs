@@ -22,10 +22,10 @@ const QUICK: [&str; 4] = [DIRECT, "viaduct", "viaduct-bypass", "nftables"];
 pub struct Options {
     #[command(flatten)]
     extent: Extent,
-    /// Length of a sample in seconds [default: 3; quick: 0.5]
+    /// Length of a sample in seconds [default: 3, with --quick 0.4]
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Numbers of services [default: 1,10000; quick: 1000]
+    /// Numbers of services [default: 1,10000, with --quick 1000]
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=50_000))]
     services: Vec<u32>,
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub struct Options {
     /// Only what has one of these in its name: connections, requests, throughput, datagrams, first-packet
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     loads: Vec<String>,
-    /// Where the backend is [default: both; quick: one-node]
+    /// Where the backend is [default: both, with --quick one-node]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     topologies: Vec<Place>,
 }
@@ -113,7 +113,7 @@ struct Plan {
 impl Plan {
     fn of(options: &Options) -> Result<Self> {
         let quick = options.extent.quick;
-        let seconds = options.seconds.unwrap_or(if quick { 0.5 } else { 3.0 });
+        let seconds = options.seconds.unwrap_or(if quick { 0.4 } else { 3.0 });
         ensure!(seconds >= 0.1, "--seconds: a sample takes 0.1 s at least");
         let services = or(&options.services, if quick { &[1000] } else { &[1, 10_000] });
         let mut contenders = options.others.contenders()?;
@@ -129,7 +129,7 @@ impl Plan {
             options.loads.is_empty() || options.loads.iter().any(|name| is_named(measurement, name))
         };
         let measurements = MEASUREMENTS.iter().filter(is_wanted).collect();
-        let (rounds, length) = (options.extent.rounds(5, 3), Duration::from_secs_f64(seconds));
+        let (rounds, length) = (options.extent.rounds(5, 5), Duration::from_secs_f64(seconds));
         Ok(Self { rounds, length, services, contenders, places, measurements })
     }
 
