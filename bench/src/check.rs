@@ -8,28 +8,38 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::options::Extent;
+use crate::path;
 use crate::report::figures::{Part, distinct};
 use crate::report::read;
-use crate::results::{Samples, Series, median};
+use crate::results::{Samples, Series, default_folder, median};
+use crate::traffic::rounds;
 
 /// Options of `viaduct-bench check`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// The folder with the samples [default: target/bench]
-    #[arg(long = "in")]
-    pub input: Option<PathBuf>,
+    /// The folder with the samples [default: target/bench/quick]
+    #[arg(long = "in", value_name = "FOLDER")]
+    input: Option<PathBuf>,
     /// The file with the budgets [default: bench/budgets.toml]
-    #[arg(long)]
-    pub budgets: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    budgets: Option<PathBuf>,
     /// Judge the samples that there are, and measure nothing again
     #[arg(long)]
-    pub no_repeat: bool,
+    no_repeat: bool,
+}
+
+impl Options {
+    /// Of the samples in this folder.
+    #[must_use]
+    pub const fn of(input: PathBuf) -> Self {
+        Self { input: Some(input), budgets: None, no_repeat: false }
+    }
 }
 
 /// Budgets by the part that they are about.
@@ -74,7 +84,7 @@ pub fn run(options: &Options) -> Result<()> {
     let budgets: Budgets = toml::from_str(&text).with_context(|| format!("{} holds no budgets", file.display()))?;
     let line = |span: Range<usize>| format!("{}:{}", file.display(), 1 + text[..span.start].matches('\n').count());
     let mut excesses = Vec::new();
-    for part in read(options.input.as_deref())? {
+    for part in read(&options.input.clone().unwrap_or_else(|| default_folder(true)))? {
         for budget in budgets.get(&part.samples.part).into_iter().flatten() {
             let is_there = part.samples.series.iter().any(|series| budget.get_ref().is_about(series));
             ensure!(is_there, "{} is about nothing that was measured", line(budget.span()));
@@ -109,23 +119,17 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// The groups of a part, as `--quick` measures them; `None` for a part of which single groups cannot be measured.
 fn measure_again(part: &str, groups: &[String]) -> Result<Option<Samples>> {
-    let (command, flag) = match part {
-        "packet_path" => ("path", "--only"),
-        "traffic" => ("traffic", "--loads"),
+    let mut wanted = groups.to_vec();
+    let again = match part {
+        "packet_path" => {
+            // What those without a floor are divided by.
+            wanted.push("established".to_owned());
+            path::samples(&path::Options { extent: Extent::quick(), only: wanted })
+        }
+        "traffic" => rounds::samples(&rounds::Options::quick(wanted), |_| Ok(())),
         _ => return Ok(None),
     };
-    let mut wanted = groups.to_vec();
-    if part == "packet_path" {
-        // What those without a floor are divided by.
-        wanted.push("established".to_owned());
-    }
-    let folder = tempfile::tempdir()?;
-    let out = folder.path().join("again.json");
-    let mut again = Command::new(std::env::current_exe()?);
-    again.args([command, "--quick", flag, &wanted.join(","), "--out"]).arg(&out);
-    let status = again.status()?;
-    ensure!(status.success(), "cannot measure {} again ({status})", groups.join(", "));
-    Samples::read(&out).map(Some)
+    again.with_context(|| format!("cannot measure {} again", groups.join(", "))).map(Some)
 }
 
 fn judge(part: &Part, budgets: &Budgets, line: impl Fn(Range<usize>) -> String) -> Vec<Excess> {
@@ -202,12 +206,8 @@ mod tests {
 
     fn part(program: f64, floor: f64, many: f64) -> Part {
         let series = |name: &str, services: &str, least: f64| Series {
-            group: "established".to_owned(),
-            name: name.to_owned(),
-            parameters: vec![("services".to_owned(), services.to_owned())],
-            unit: "ns".to_owned(),
-            more_is_better: false,
             samples: vec![Some(least * 3.0), None, Some(least)],
+            ..Series::new("established", name, [("services", services.to_owned())], "ns")
         };
         let series =
             vec![series("viaduct", "1", program), series("floor", "1", floor), series("viaduct", "50000", many)];

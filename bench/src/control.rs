@@ -1,12 +1,12 @@
 //! What the control plane takes: a real agent that reads from an API server, with clusters of several sizes.
 
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::cluster::Cluster;
+use crate::options::{Extent, Others};
 use crate::process::{Memory, cpu_time, maps};
 use crate::results::{Samples, Series};
 use crate::spread::Spread;
@@ -14,30 +14,16 @@ use crate::{control_rules, facts};
 
 /// Options of `viaduct-bench control`.
 #[derive(Debug, Clone, clap::Args)]
-// Or it could not be flattened beside the options of another part, which are called the same.
-#[group(skip)]
 pub struct Options {
-    /// Small clusters and few rounds: says that it works, and little more
-    #[arg(long)]
-    pub quick: bool,
-    /// How often an agent is started from nothing [default: 5, with --quick 2]
-    #[arg(long)]
-    pub rounds: Option<usize>,
-    /// Services, with ten endpoints each [default: 1000,10000,50000, with --quick 1000]
-    #[arg(long, value_delimiter = ',')]
-    pub services: Vec<u32>,
-    /// Who is measured beside Viaduct, with 10,000 services at most.
+    /// In each round an agent is started from nothing.
     #[command(flatten)]
-    pub rules: control_rules::Options,
-    /// Where the samples go [default: target/bench/control.json]
-    #[arg(long)]
-    pub out: Option<PathBuf>,
-}
-
-impl Options {
-    fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.quick { 2 } else { 5 })
-    }
+    extent: Extent,
+    /// Services, with ten endpoints each [default: 1000,10000,50000, with --quick 1000]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    services: Vec<u32>,
+    /// With 10,000 services at most.
+    #[command(flatten)]
+    others: Others,
 }
 
 /// Numbers of services with which others are measured.
@@ -51,26 +37,25 @@ const AT_REST: u32 = 10_000;
 /// When an agent fails, or a connection does.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(viaduct_tests::is_root(), "an agent needs root");
-    let facts = facts::machine().into_iter().chain(control_rules::facts(&options.rules)).collect();
-    let mut series = viaduct(options)?;
-    let (sizes, changes) = (&RULES[..if options.quick { 1 } else { RULES.len() }], if options.quick { 5 } else { 10 });
-    series.extend(control_rules::series(&options.rules, sizes, options.rounds().min(3), changes)?);
-    let samples = Samples { facts, series, ..Samples::new("control") };
-    samples.write(&options.out.clone().unwrap_or_else(|| Samples::default_path("control")))
+    let Options { extent, others, .. } = options;
+    let out = extent.out("control")?;
+    let contenders = others.contenders()?;
+    let facts = facts::machine().into_iter().chain(control_rules::facts(others)).collect();
+    let rounds = extent.rounds(5, 2);
+    let mut series = viaduct(options, rounds)?;
+    let (sizes, changes) = (&RULES[..if extent.quick { 1 } else { RULES.len() }], if extent.quick { 5 } else { 10 });
+    series.extend(control_rules::series(&contenders, others, sizes, rounds.min(3), changes)?);
+    Samples { facts, series, ..Samples::new("control") }.write(&out)
 }
 
 /// What Viaduct takes.
-///
-/// # Errors
-/// When an agent fails, or a connection does.
-pub fn viaduct(options: &Options) -> Result<Vec<Series>> {
-    let sizes = match (options.services.as_slice(), options.quick) {
+fn viaduct(options: &Options, rounds: usize) -> Result<Vec<Series>> {
+    let sizes = match (options.services.as_slice(), options.extent.quick) {
         ([], true) => &[1000][..],
         ([], false) => &[1000, 10_000, 50_000],
         (given, _) => given,
     };
-    let rounds = options.rounds();
-    let (changes, rest) = if options.quick { (20, 3) } else { (200, 30) };
+    let (changes, rest) = if options.extent.quick { (20, 3) } else { (200, 30) };
     let mut found = Found(Samples::default());
     for &services in sizes {
         let cluster = Cluster::new(services)?;
@@ -107,14 +92,7 @@ struct Found(Samples);
 impl Found {
     fn add(&mut self, group: &str, services: u32, unit: &str, round: usize, value: f64) {
         println!("{services:>6} services  {group:<44} {}", crate::report::figures::figure(value, unit));
-        let series = Series {
-            group: group.to_owned(),
-            name: "viaduct".to_owned(),
-            parameters: vec![("services".to_owned(), services.to_string())],
-            unit: unit.to_owned(),
-            more_is_better: false,
-            samples: Vec::new(),
-        };
+        let series = Series::new(group, "viaduct", [("services", services.to_string())], unit);
         self.0.add(series, round, Some(value));
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use viaduct_tests::traffic::{KubeProxy, KubeProxyMode, KubeProxyService};
 use viaduct_tests::{Family, Lab, Topology, command};
 
 use crate::cluster::{Cluster, ENDPOINTS};
+use crate::options::Others;
 use crate::process::Memory;
 use crate::results::{Samples, Series};
 use crate::seen;
@@ -23,17 +24,6 @@ use crate::spread::Spread;
 use crate::traffic::contender::{Contender, Kind};
 use crate::traffic::serving::generated;
 use crate::{facts, kube_proxy};
-
-/// Who is measured beside Viaduct.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Options {
-    /// Who is compared, by name or its beginning: nftables, iptables-nft, iptables-legacy, kube-proxy [default: all that are there]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    contenders: Vec<String>,
-    /// Binary of the real kube-proxy, to measure it too
-    #[arg(long, value_name = "PATH")]
-    kube_proxy: Option<PathBuf>,
-}
 
 /// More services than this are left out with iptables-nft: what it takes grows with the square of their chains, two seconds
 /// here, and more than seven minutes with ten times as many.
@@ -45,36 +35,33 @@ const FROM_NOTHING: &str = "from nothing";
 const CHANGE: &str = "one endpoint change until a connection";
 const MEMORY: &str = "memory of the process";
 
-/// Measures with so many services, and so many changes of an endpoint in each round.
+/// Measures those of the contenders with so many services, and so many changes of an endpoint in each round.
 ///
 /// # Errors
 /// When rules are refused, or a connection fails.
-pub fn series(options: &Options, sizes: &[u32], rounds: usize, changes: u32) -> Result<Vec<Series>> {
-    let mut contenders = Contender::named(&options.contenders, options.kube_proxy.as_deref())?;
-    contenders.retain(|contender| matches!(contender.kind, Kind::Rules(_) | Kind::KubeProxy(_)));
+pub fn series(
+    contenders: &[Contender],
+    others: &Others,
+    sizes: &[u32],
+    rounds: usize,
+    changes: u32,
+) -> Result<Vec<Series>> {
     let mut found = Samples::default();
     for &services in sizes {
         for round in 0..rounds {
-            for &contender in &contenders {
+            for contender in contenders {
                 if contender.kind == Kind::Rules(KubeProxyMode::IptablesNft) && services > IPTABLES_NFT {
                     println!("{services:>6} services  iptables-nft: left out, measured with {IPTABLES_NFT} at most");
                     continue;
                 }
-                let figures = match (contender.kind, &options.kube_proxy) {
+                let figures = match (contender.kind, &others.kube_proxy) {
                     (Kind::Rules(mode), _) => of_rules(mode, services, changes),
                     (Kind::KubeProxy(mode), Some(binary)) => of_kube_proxy(binary, mode, services, changes),
                     _ => continue,
                 };
                 for (group, unit, value) in figures.with_context(|| contender.name)? {
                     println!("{services:>6} services  {group:<44} {:<20} {value:.3} {unit}", contender.name);
-                    let series = Series {
-                        group: group.to_owned(),
-                        name: contender.name.to_owned(),
-                        parameters: vec![("services".to_owned(), services.to_string())],
-                        unit: unit.to_owned(),
-                        more_is_better: false,
-                        samples: Vec::new(),
-                    };
+                    let series = Series::new(group, contender.name, [("services", services.to_string())], unit);
                     found.add(series, round, Some(value));
                 }
             }
@@ -85,12 +72,12 @@ pub fn series(options: &Options, sizes: &[u32], rounds: usize, changes: u32) -> 
 
 /// What a reader must know of these figures.
 #[must_use]
-pub fn facts(options: &Options) -> BTreeMap<String, String> {
+pub fn facts(others: &Others) -> BTreeMap<String, String> {
     let versions = [
         ("nftables", facts::version("nft")),
         ("iptables-nft", facts::version("iptables-nft")),
         ("iptables-legacy", facts::version("iptables-legacy")),
-        ("kube-proxy", options.kube_proxy.as_ref().and_then(facts::version)),
+        ("kube-proxy", others.kube_proxy.as_ref().and_then(facts::version)),
     ];
     let versions = versions.into_iter().filter_map(|(name, version)| Some((name.to_owned(), version?)));
     let method = "nftables and iptables: `nft -f -` or `iptables-restore --noflush` with what kube-proxy writes, without API \

@@ -4,8 +4,8 @@
 //!   that takes, and [`control_rules`] what changes cost others;
 //! - [`path`](mod@path): what a packet costs in the kernel programs;
 //! - [`traffic`]: connections, requests and datagrams through services of Viaduct and of others;
-//! - [`facts`], [`results`]: what parts of `cargo xtask bench` leave; [`report`]: tables and plots of that;
-//!   [`check`]: whether it is within its budgets;
+//! - [`options`], [`facts`], [`results`]: how parts of `cargo xtask bench` are called, and what they leave; [`report`]: tables
+//!   and plots of that; [`check`]: whether it is within its budgets;
 //! - the rest, for parts of the agent: Services with one TCP port and one EndpointSlice each, numbered from 0. No two
 //!   share an endpoint.
 
@@ -29,6 +29,7 @@ pub mod control;
 pub mod control_rules;
 pub mod facts;
 pub mod kube_proxy;
+pub mod options;
 pub mod path;
 pub mod process;
 pub mod report;

@@ -45,12 +45,6 @@ impl Samples {
         Self { part: part.to_owned(), ..Self::default() }
     }
 
-    /// Where `part` is kept unless told otherwise: in the target folder of the workspace.
-    #[must_use]
-    pub fn default_path(part: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("bench").join(format!("{part}.json"))
-    }
-
     /// Reads a file that [`Self::write`] wrote.
     ///
     /// # Errors
@@ -60,14 +54,11 @@ impl Samples {
         serde_json::from_slice(&text).with_context(|| format!("{} does not hold samples", path.display()))
     }
 
-    /// Writes the file, and the folder that it is in.
+    /// Writes the file.
     ///
     /// # Errors
     /// When the place cannot be written to.
     pub fn write(&self, path: &Path) -> Result<()> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        }
         let text = serde_json::to_string_pretty(self)?;
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
@@ -91,6 +82,19 @@ impl Samples {
 }
 
 impl Series {
+    /// Without samples, of which less is better.
+    #[must_use]
+    pub fn new<const N: usize>(group: &str, name: &str, parameters: [(&str, String); N], unit: &str) -> Self {
+        Self {
+            group: group.to_owned(),
+            name: name.to_owned(),
+            parameters: parameters.map(|(name, value)| (name.to_owned(), value)).into(),
+            unit: unit.to_owned(),
+            more_is_better: false,
+            samples: Vec::new(),
+        }
+    }
+
     /// The median of the valid samples; `None` without one.
     #[must_use]
     pub fn median(&self) -> Option<f64> {
@@ -103,6 +107,13 @@ impl Series {
         let pairs = self.samples.iter().zip(&base.samples);
         pairs.filter_map(|(sample, base)| Some((*sample)? / (*base)?)).collect()
     }
+}
+
+/// The folder for samples in the target folder of the workspace: a quick run leaves those of a whole one as they are.
+#[must_use]
+pub fn default_folder(quick: bool) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("bench");
+    if quick { folder.join("quick") } else { folder }
 }
 
 /// The middle of `values`, between the two middle ones when they are even in number.
@@ -120,14 +131,7 @@ mod tests {
 
     #[test]
     fn rounds_stay_aligned_when_a_sample_is_missing() {
-        let series = |name: &str| Series {
-            group: "connections".to_owned(),
-            name: name.to_owned(),
-            parameters: vec![("services".to_owned(), "1".to_owned())],
-            unit: "1/s".to_owned(),
-            more_is_better: true,
-            samples: Vec::new(),
-        };
+        let series = |name: &str| Series::new("connections", name, [("services", "1".to_owned())], "1/s");
         let mut samples = Samples::new("traffic");
         samples.add(series("direct"), 0, Some(10.0));
         samples.add(series("direct"), 1, Some(20.0));
@@ -140,7 +144,7 @@ mod tests {
         assert_eq!(samples.series[1].median(), Some(14.5));
 
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("bench/traffic.json");
+        let path = folder.path().join("traffic.json");
         samples.write(&path).unwrap();
         assert_eq!(Samples::read(&path).unwrap().series, samples.series);
     }

@@ -2,14 +2,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::deadline::wait_until;
-
-/// A cgroup below the root, gone with its processes.
+/// A cgroup below the root, which goes with a lab.
 pub struct OwnCgroup {
     root: String,
     path: String,
@@ -21,17 +19,15 @@ pub struct Stay {
 }
 
 impl OwnCgroup {
-    /// Makes one of this name.
+    /// Makes that of the lab of this name, whose [reaper](crate::reaper) removes it.
     ///
     /// # Errors
-    /// When there is no tree of version 2, or there is one of that name.
-    pub fn make(name: &str) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-        let root = mount.and_then(|mount| mount.split(' ').nth(4)).context("no cgroup2 file system is mounted")?;
-        let path = format!("{root}/{name}");
+    /// When there is no tree of version 2, or the lab has one.
+    pub fn make(lab: &str) -> Result<Self> {
+        let root = root().context("no cgroup2 file system is mounted")?.display().to_string();
+        let path = format!("{root}/{lab}");
         fs::create_dir(&path).with_context(|| format!("cannot make the cgroup {path}"))?;
-        Ok(Self { root: root.to_owned(), path })
+        Ok(Self { root, path })
     }
 
     /// Its folder.
@@ -64,21 +60,19 @@ impl OwnCgroup {
     }
 }
 
-impl Drop for OwnCgroup {
-    fn drop(&mut self) {
-        let gone = wait_until("the cgroup is empty", Duration::from_secs(5), || fs::remove_dir(&self.path).ok());
-        if let Err(error) = gone {
-            eprintln!("{}: {error:#}", self.path);
-        }
-    }
-}
-
 impl Drop for Stay {
     fn drop(&mut self) {
         if let Err(error) = fs::write(procs(&self.before), "0") {
             eprintln!("{}: {error}", procs(&self.before));
         }
     }
+}
+
+/// Where the tree of version 2 is mounted.
+pub(crate) fn root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    mount.split(' ').nth(4).map(PathBuf::from)
 }
 
 fn procs(cgroup: &str) -> String {

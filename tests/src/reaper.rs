@@ -2,7 +2,7 @@
 //!
 //! A shell in a session of its own blocks reading a pipe whose other end only the test process holds. The pipe closes
 //! when the [`Reaper`] is dropped, and just as well when the process exits, panics or is killed: the same script then
-//! kills what still runs in the lab's namespaces and deletes the namespaces, the pins and the files.
+//! kills what still runs in the lab's namespaces and deletes the namespaces, the pins, the files and the cgroup.
 //!
 //! Should the reaper be killed too (or the machine go down), the next process that builds a lab sweeps.
 
@@ -14,18 +14,18 @@ use std::sync::Once;
 
 use anyhow::{Context, Result, bail};
 
-use crate::namespace;
+use crate::{cgroup, namespace};
 
 /// What every name of a lab starts with: `vd-<pid of the owner>-<counter>`.
 const PREFIX: &str = "vd";
 /// Where labs keep their pins, a folder each.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Removes the lab named `$1` whose files are in `$2`; fails when something is left.
+/// Removes the lab named `$1` whose files are in `$2` and whose cgroup is `$3`; fails when something is left.
 ///
 /// Processes are found by the namespace they are in, not by recorded pids, which might belong to somebody else by now.
 const CLEAN_UP: &str = r#"
-    lab=$1 directory=$2 pins=/sys/fs/bpf/$1
+    lab=$1 directory=$2 cgroup=$3 pins=/sys/fs/bpf/$1
     namespaces() { for path in /run/netns/"$lab"-*; do [ -e "$path" ] && echo "${path##*/}"; done; }
     processes() { for name in $(namespaces); do ip netns pids "$name"; done; }
     tries=0
@@ -36,7 +36,11 @@ const CLEAN_UP: &str = r#"
     done
     namespaces | sed 's/^/netns del /' | ip -force -batch -
     rm -rf "$pins" "$directory"
-    [ -z "$(namespaces)" ] && [ ! -e "$pins" ] && [ ! -e "$directory" ]
+    while [ -e "$cgroup" ] && ! rmdir "$cgroup" && [ $tries -lt 400 ]; do
+        tries=$((tries + 1))
+        sleep 0.01
+    done
+    [ -z "$(namespaces)" ] && [ ! -e "$pins" ] && [ ! -e "$directory" ] && [ ! -e "$cgroup" ]
 "#;
 
 /// A lab's name and places, claimed for this process until dropped.
@@ -60,7 +64,7 @@ impl Reaper {
         let lab = claim_name()?;
         let shell = Command::new("setsid")
             .args(["sh", "-c", &format!("read -r _\n{CLEAN_UP}"), "viaduct-lab-reaper", &lab])
-            .arg(directory(&lab))
+            .args([directory(&lab), cgroup(&lab)])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -94,15 +98,16 @@ impl Drop for Reaper {
         match self.shell.wait() {
             Ok(status) if status.success() => {}
             outcome => eprintln!(
-                "lab {} was not removed completely ({outcome:?}): see `ip netns list`, {BPFFS} and {}",
+                "lab {} was not removed completely ({outcome:?}): see `ip netns list`, {BPFFS}, {} and {}",
                 self.lab,
-                directory(&self.lab).display()
+                directory(&self.lab).display(),
+                cgroup(&self.lab).display()
             ),
         }
     }
 }
 
-/// What still bears the name of `lab`: namespaces, pins, files. Empty when it was removed completely.
+/// What still bears the name of `lab`: namespaces, pins, files, a cgroup. Empty when it was removed completely.
 #[must_use]
 pub fn remains(lab: &str) -> Vec<PathBuf> {
     traces().filter(|(owner, _)| owner == lab).map(|(_, path)| path).collect()
@@ -110,6 +115,11 @@ pub fn remains(lab: &str) -> Vec<PathBuf> {
 
 fn directory(lab: &str) -> PathBuf {
     std::env::temp_dir().join(lab)
+}
+
+/// The cgroup of a lab that has one; an empty path where no lab can have one.
+fn cgroup(lab: &str) -> PathBuf {
+    cgroup::root().map(|root| root.join(lab)).unwrap_or_default()
 }
 
 /// Making the folder is what claims the name.
@@ -135,7 +145,8 @@ fn abandoned_labs() -> BTreeSet<String> {
 /// Everything on this machine that is named after a lab, with the lab's name.
 fn traces() -> impl Iterator<Item = (String, PathBuf)> {
     let folders = [PathBuf::from(namespace::FOLDER), PathBuf::from(BPFFS), std::env::temp_dir()];
-    let entries = folders.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let entries =
+        folders.into_iter().chain(cgroup::root()).filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
     entries.filter_map(|entry| Some((lab_of(&entry.path())?, entry.path())))
 }
 
@@ -149,6 +160,6 @@ fn lab_of(path: &Path) -> Option<String> {
 
 fn clean_up(lab: &str) -> Result<()> {
     let mut shell = Command::new("sh");
-    shell.args(["-c", CLEAN_UP, "viaduct-lab-reaper", lab]).arg(directory(lab));
+    shell.args(["-c", CLEAN_UP, "viaduct-lab-reaper", lab]).args([directory(lab), cgroup(lab)]);
     crate::command::run(&mut shell).map(drop).with_context(|| format!("cannot remove the abandoned lab {lab}"))
 }

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// Only these parts [default: all, in this order]
     #[arg(long, value_name = "PARTS", value_delimiter = ',')]
     only: Vec<Part>,
-    /// Handed to each of the parts; `--only PART --help` lists those of one
+    /// Handed to the one part that --only names; `--only PART --help` lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
@@ -42,6 +42,8 @@ enum Part {
 
 /// Runs the parts; the first that fails is the last.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    // Before anything is measured: hardly an option is one of all parts.
+    ensure!(options.arguments.is_empty() || options.only.len() == 1, "options of a part need --only with that part");
     setup::ensure(&[Need::Object, Need::Lab])?;
     let agent = workspace::build_agent(true)?;
     let bench = workspace::build_binary("viaduct-bench", "viaduct-bench", true)?;

@@ -43,88 +43,86 @@ pub fn build_for_package(package: Package, variable: &str, features: &[&str]) ->
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set: this runs in build scripts only")?);
     let target = out.ancestors().nth(4).context("OUT_DIR is not within a target folder")?.join("bpf");
     let toolchain = BpfToolchain::find()?;
-    let object = build(package, &toolchain, &root, &target, features)?;
+    // Two builds never overwrite each other's.
+    let target_dir = target.join(if features.is_empty() { "default".to_owned() } else { features.join("+") });
+    let object = Build { package, features, toolchain: &toolchain, target_dir: &target_dir }.object()?;
     println!("cargo::rustc-env={variable}={}", object.display());
     println!("cargo::rustc-env=VIADUCT_BPF_COMPILER={}", toolchain.description());
     Ok(())
 }
 
-/// Builds the object of `package` with `features` and returns its path. `target_dir` must not be the one of an outer cargo,
-/// which holds that one's lock; each set of features has a folder of its own in it, so that two builds never overwrite each
-/// other's.
-pub fn build(
-    package: Package,
-    toolchain: &BpfToolchain,
-    workspace_root: &Path,
-    target_dir: &Path,
-    features: &[&str],
-) -> Result<PathBuf> {
-    let target_dir = target_dir.join(if features.is_empty() { "default".to_owned() } else { features.join("+") });
-    eprintln!("{}: {} and {}", package.object, toolchain.description(), toolchain.linker);
-    let status = cargo(package, toolchain, workspace_root, &target_dir, "build", features)?
-        .args(["--bin", package.object])
-        // A build script's standard output is read by the outer cargo.
-        .stdout(Stdio::from(io::stderr()))
-        .status()
-        .with_context(|| format!("cannot run {}", toolchain.compiler.cargo.display()))?;
-    if !status.success() {
-        bail!("{} does not build for {TARGET} with {} ({status})", package.name, toolchain.description());
-    }
-    let object = target_dir.join(TARGET).join("release").join(package.object);
-    reject_panics(&object)?;
-    Ok(object)
+/// How a package of BPF programs is built.
+pub struct Build<'a> {
+    /// What is built.
+    pub package: Package,
+    /// Its features.
+    pub features: &'a [&'a str],
+    /// By whom.
+    pub toolchain: &'a BpfToolchain,
+    /// Must not be the one of an outer cargo, which holds that one's lock.
+    pub target_dir: &'a Path,
 }
 
-/// The strictest look at a package of BPF programs that the compiler can take: clippy, or else `cargo check`. Warnings
-/// are errors, by way of the flags, since `cargo check` hands none on; cargo exempts dependencies.
-pub fn lint(
-    package: Package,
-    toolchain: &BpfToolchain,
-    workspace_root: &Path,
-    target_dir: &Path,
-    features: &[&str],
-) -> Result<Command> {
-    let subcommand = if toolchain.compiler.clippy().is_some() { "clippy" } else { "check" };
-    let mut command = cargo(package, toolchain, workspace_root, target_dir, subcommand, features)?;
-    command.env(FLAGS, format!("{}\x1f-Dwarnings", flags(toolchain)?));
-    Ok(command)
-}
+impl Build<'_> {
+    /// Builds the object and returns its path.
+    fn object(&self) -> Result<PathBuf> {
+        let Self { package, toolchain, target_dir, .. } = self;
+        eprintln!("{}: {} and {}", package.object, toolchain.description(), toolchain.linker);
+        let status = self
+            .cargo("build")?
+            .args(["--bin", package.object])
+            // A build script's standard output is read by the outer cargo.
+            .stdout(Stdio::from(io::stderr()))
+            .status()
+            .with_context(|| format!("cannot run {}", toolchain.compiler.cargo.display()))?;
+        if !status.success() {
+            bail!("{} does not build for {TARGET} with {} ({status})", package.name, toolchain.description());
+        }
+        let object = target_dir.join(TARGET).join("release").join(package.object);
+        reject_panics(&object)?;
+        Ok(object)
+    }
 
-/// A cargo command (`build`, `check`, `clippy`) on a package of BPF programs, set up for `toolchain` alone.
-fn cargo(
-    package: Package,
-    toolchain: &BpfToolchain,
-    workspace_root: &Path,
-    target_dir: &Path,
-    subcommand: &str,
-    features: &[&str],
-) -> Result<Command> {
-    let compiler = &toolchain.compiler;
-    // Started by hand: `cargo clippy` would find the one of another toolchain on the path.
-    let clippy = compiler.clippy().filter(|_| subcommand == "clippy");
-    let mut command = Command::new(clippy.as_ref().unwrap_or(&compiler.cargo));
-    scrub(&mut command)
-        .current_dir(workspace_root)
-        .env("CARGO", &compiler.cargo)
-        .env("RUSTC", &compiler.rustc)
-        // aya-ebpf uses an unstable feature, whichever the compiler.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTUP_AUTO_INSTALL", "0")
-        .env(FLAGS, flags(toolchain)?)
-        // The linker optimises all of the program at once.
-        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
-        .args([subcommand, "--package", package.name, "--release", "--target", TARGET, "--target-dir"])
-        .arg(target_dir);
-    if workspace_root.join("Cargo.lock").is_file() {
-        command.arg("--locked");
+    /// The strictest look at the programs that the compiler can take: clippy, or else `cargo check`. Warnings are errors, by
+    /// way of the flags, since `cargo check` hands none on; cargo exempts dependencies.
+    ///
+    /// # Errors
+    /// When a path cannot be handed to the compiler.
+    pub fn lint(&self) -> Result<Command> {
+        let mut command = self.cargo(if self.toolchain.compiler.clippy().is_some() { "clippy" } else { "check" })?;
+        command.env(FLAGS, format!("{}\x1f-Dwarnings", flags(self.toolchain)?));
+        Ok(command)
     }
-    if compiler.builds_core {
-        command.args(["-Z", "build-std=core"]);
+
+    /// A cargo command (`build`, `check`, `clippy`), set up for the toolchain alone.
+    fn cargo(&self, subcommand: &str) -> Result<Command> {
+        let (compiler, root) = (&self.toolchain.compiler, crate::workspace_root());
+        // Started by hand: `cargo clippy` would find the one of another toolchain on the path.
+        let clippy = compiler.clippy().filter(|_| subcommand == "clippy");
+        let mut command = Command::new(clippy.as_ref().unwrap_or(&compiler.cargo));
+        scrub(&mut command)
+            .current_dir(&root)
+            .env("CARGO", &compiler.cargo)
+            .env("RUSTC", &compiler.rustc)
+            // aya-ebpf uses an unstable feature, whichever the compiler.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTUP_AUTO_INSTALL", "0")
+            .env(FLAGS, flags(self.toolchain)?)
+            // The linker optimises all of the program at once.
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+            .args([subcommand, "--package", self.package.name, "--release", "--target", TARGET, "--target-dir"])
+            .arg(self.target_dir);
+        if root.join("Cargo.lock").is_file() {
+            command.arg("--locked");
+        }
+        if compiler.builds_core {
+            command.args(["-Z", "build-std=core"]);
+        }
+        if !self.features.is_empty() {
+            command.args(["--features", &self.features.join(",")]);
+        }
+        Ok(command)
     }
-    if !features.is_empty() {
-        command.args(["--features", &features.join(",")]);
-    }
-    Ok(command)
 }
 
 /// As cargo takes them in [`FLAGS`].

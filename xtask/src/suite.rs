@@ -133,6 +133,7 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
     // Without `--bench` each bench runs once.
     let mut benches = cargo("test");
     suite.check("benches", benches.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-bench", "--benches"]))?;
+    suite.check("bench-quick", cargo("xtask").args(["bench", "--quick"]))?;
     suite.tests("doc-tests", cargo("test").args(["--workspace", "--doc", "--no-fail-fast"]))?;
     suite.check("doc", cargo("doc").env("RUSTDOCFLAGS", "-D warnings").args(["--workspace", "--no-deps"]))?;
     suite.kernels(options)
@@ -140,9 +141,9 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
 
 /// The programs for the kernel are linted for the kernel's machine too: what is only compiled there is not seen above.
 fn lint_bpf(log: &Path) -> Result<bool> {
-    let (toolchain, root, target_dir) = (BpfToolchain::find()?, workspace_root(), target_dir().join("bpf-lint"));
+    let (toolchain, target_dir) = (&BpfToolchain::find()?, &target_dir().join("bpf-lint"));
     for (package, features) in [(ebpf::DATAPATH, &[][..]), (ebpf::DATAPATH, &["count-lookups"]), (ebpf::FLOOR, &[])] {
-        if !logged(&mut ebpf::lint(package, &toolchain, &root, &target_dir, features)?, log)? {
+        if !logged(&mut ebpf::Build { package, features, toolchain, target_dir }.lint()?, log)? {
             return Ok(false);
         }
     }

@@ -15,13 +15,13 @@ pub mod world;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Result, ensure};
 use lb_common::{Family, Protocol};
 
 use self::world::{Size, World};
+use crate::options::Extent;
 use crate::results::Samples;
 
 /// A table of flows as a node with 16 GiB has it.
@@ -38,18 +38,12 @@ const FLOWS: u32 = 10_000;
 /// Options of `viaduct-bench path`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Only what the budgets are about: 1 and 10,000 flows, 1 and 50,000 services
-    #[arg(long)]
-    pub quick: bool,
-    /// How often everything is measured [default: 21, with --quick 11]
-    #[arg(long)]
-    pub rounds: Option<usize>,
+    /// With --quick 1 and 10,000 flows, 1 and 50,000 services.
+    #[command(flatten)]
+    pub extent: Extent,
     /// Only cases with one of these in their name: established, reply, "no service", "first packet", refused, ...
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Where the samples go [default: target/bench/packet_path.json]
-    #[arg(long)]
-    pub out: Option<PathBuf>,
 }
 
 /// Measures, prints a line for each case, and writes the samples.
@@ -57,7 +51,7 @@ pub struct Options {
 /// # Errors
 /// When the kernel refuses something, or when a program does something else than it is to do.
 pub fn run(options: &Options) -> Result<()> {
-    let out = options.out.clone().unwrap_or_else(|| Samples::default_path("packet_path"));
+    let out = options.extent.out("packet_path")?;
     samples(options)?.write(&out)
 }
 
@@ -77,12 +71,13 @@ pub fn samples(options: &Options) -> Result<Samples> {
 
 fn measure(options: &Options) -> Result<Samples> {
     world::enter()?;
-    let count = options.rounds.unwrap_or(if options.quick { 11 } else { 21 });
+    let count = options.extent.rounds(21, 11);
     let mut samples = Samples::new("packet_path");
     println!("{}", rounds::HEAD);
-    for sizes in sizes(options.quick) {
+    for sizes in sizes(options.extent.quick) {
         let worlds = sizes.into_iter().map(World::new).collect::<Result<_>>()?;
         let found = rounds::measure(worlds, count, &options.only)?;
+        ensure!(!found.series.is_empty(), "--only: nothing is called {}", options.only.join(" or "));
         samples.series.extend(found.series);
     }
     Ok(samples)

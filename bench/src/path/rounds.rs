@@ -73,14 +73,7 @@ fn series(size: Size, group: &str, turn: Turn) -> Series {
         Turn::Floor => "floor",
         Turn::Harness => "harness",
     };
-    Series {
-        group: group.to_owned(),
-        name: name.to_owned(),
-        parameters: parameters.map(|(name, value)| (name.to_owned(), value)).into(),
-        unit: "ns".to_owned(),
-        more_is_better: false,
-        samples: Vec::new(),
-    }
+    Series::new(group, name, parameters, "ns")
 }
 
 fn print(found: &Part, size: Size, case: &Case) {

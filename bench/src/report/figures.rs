@@ -171,12 +171,8 @@ mod tests {
     #[test]
     fn a_series_is_compared_with_the_floor_round_by_round() {
         let series = |group: &str, name: &str, samples: &[f64]| Series {
-            group: group.to_owned(),
-            name: name.to_owned(),
-            parameters: vec![("flows".to_owned(), "1".to_owned())],
-            unit: "ns".to_owned(),
-            more_is_better: false,
             samples: samples.iter().copied().map(Some).collect(),
+            ..Series::new(group, name, [("flows", "1".to_owned())], "ns")
         };
         let all = vec![
             series("established", "viaduct", &[150.0, 160.0, 200.0]),

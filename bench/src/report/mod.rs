@@ -15,20 +15,20 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::figures::Part;
 use crate::check;
-use crate::results::Samples;
+use crate::results::{Samples, default_folder};
 
 /// Options of `viaduct-bench report`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// The folder with the samples [default: target/bench]
-    #[arg(long = "in")]
-    pub input: Option<PathBuf>,
-    /// The folder that tables and plots are written to [default: docs/performance, with --quick target/bench/report]
-    #[arg(long)]
-    pub out: Option<PathBuf>,
+    /// The folder with the samples [default: target/bench, with --quick target/bench/quick]
+    #[arg(long = "in", value_name = "FOLDER")]
+    input: Option<PathBuf>,
+    /// The folder that tables and plots are written to [default: docs/performance, with --quick target/bench/quick/report]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
     /// Of a quick run: not for publishing, and its ratios must be within their budgets
     #[arg(long)]
-    pub quick: bool,
+    quick: bool,
 }
 
 /// The parts, in the order of the report.
@@ -39,11 +39,12 @@ pub const PARTS: [&str; 3] = ["packet_path", "traffic", "control"];
 /// # Errors
 /// When there is no part, or the folder cannot be written to; of a quick run also when a ratio is not within its budget.
 pub fn run(options: &Options) -> Result<()> {
-    let parts = read(options.input.as_deref())?;
-    let folder = options
-        .out
-        .clone()
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("performance"));
+    let input = options.input.clone().unwrap_or_else(|| default_folder(options.quick));
+    let parts = read(&input)?;
+    let folder = options.out.clone().unwrap_or_else(|| match options.quick {
+        true => input.join("report"),
+        false => Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("performance"),
+    });
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut text = tables::head(&parts);
     for part in &parts {
@@ -53,23 +54,16 @@ pub fn run(options: &Options) -> Result<()> {
     let file = folder.join("README.md");
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     println!("{}", file.display());
-    if !options.quick {
-        return Ok(());
-    }
-    check::run(&check::Options { input: options.input.clone(), budgets: None, no_repeat: false })
+    if options.quick { check::run(&check::Options::of(input)) } else { Ok(()) }
 }
 
 /// The parts that there are in a folder.
 ///
 /// # Errors
 /// When there is none, or one cannot be read.
-pub fn read(folder: Option<&Path>) -> Result<Vec<Part>> {
-    let path = |part: &str| match folder {
-        Some(folder) => folder.join(format!("{part}.json")),
-        None => Samples::default_path(part),
-    };
-    let there = PARTS.into_iter().map(path).filter(|path| path.exists());
+pub fn read(folder: &Path) -> Result<Vec<Part>> {
+    let there = PARTS.map(|part| folder.join(format!("{part}.json"))).into_iter().filter(|path| path.exists());
     let parts = there.map(|path| Samples::read(&path).map(Part::new)).collect::<Result<Vec<_>>>()?;
-    ensure!(!parts.is_empty(), "no samples in {}: run `cargo xtask bench`", path("*").display());
+    ensure!(!parts.is_empty(), "no samples in {}: run `cargo xtask bench`", folder.display());
     Ok(parts)
 }

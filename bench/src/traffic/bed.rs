@@ -21,7 +21,7 @@ use super::load::Way;
 use super::server::Server;
 
 /// Where the backend is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Place {
     /// On the client's node.
     OneNode,
@@ -90,7 +90,7 @@ impl Bed {
         let lab = if reads { lab.api() } else { lab }.build()?;
         let [near, far] = ["near", "far"].map(|pod| Server::start(lab.pod(pod), PORT));
         let cgroup = match contender.kind {
-            Kind::Viaduct(_) => Some(OwnCgroup::make(&format!("viaduct-bench-{}", lab.name()))?),
+            Kind::Viaduct(_) => Some(OwnCgroup::make(lab.name())?),
             _ => None,
         };
         let mut bed = Self { contender, near: near?, far: far?, processes: Vec::new(), lab, cgroup };

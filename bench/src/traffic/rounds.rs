@@ -1,9 +1,8 @@
 //! The rounds of a run.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use super::bed::{Bed, Place};
@@ -12,57 +11,67 @@ use super::load::Sample;
 use super::measurement::{Figure, MEASUREMENTS, Measurement};
 use super::method;
 use super::table::{shown, table};
+use crate::options::{Extent, Others};
 use crate::results::{Samples, Series};
 
 /// Who is compared in a quick run.
 const QUICK: [&str; 4] = [DIRECT, "viaduct", "viaduct-bypass", "nftables"];
 
 /// What to measure.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct Options {
-    /// A look in a minute or two: fewer rounds, shorter samples, one node, 1,000 services, no iptables, no OVS
-    #[arg(long)]
-    quick: bool,
-    /// How often everything is measured [default: 5; quick: 3]
-    #[arg(long, value_name = "N")]
-    rounds: Option<usize>,
-    /// Length of a sample in seconds [default: 3; quick: 0.5]
+    #[command(flatten)]
+    extent: Extent,
+    /// Length of a sample in seconds [default: 3, with --quick 0.4]
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Numbers of services [default: 1,10000; quick: 1000]
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    /// Numbers of services [default: 1,10000, with --quick 1000]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=50_000))]
     services: Vec<u32>,
-    /// Who is compared, by name or its beginning [default: everybody that is there; quick: direct,viaduct,viaduct-bypass,nftables]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    contenders: Vec<String>,
+    #[command(flatten)]
+    others: Others,
     /// Only what has one of these in its name: connections, requests, throughput, datagrams, first-packet
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     loads: Vec<String>,
-    /// Where the backend is: one-node, two-nodes [default: both; quick: one-node]
+    /// Where the backend is [default: both, with --quick one-node]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    topologies: Vec<String>,
-    /// Binary of the real kube-proxy, to measure it too
-    #[arg(long, value_name = "PATH")]
-    kube_proxy: Option<PathBuf>,
-    /// Where samples go [default: target/bench/traffic.json]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    topologies: Vec<Place>,
 }
 
-/// Runs everything, and writes the samples after each round.
+impl Options {
+    /// A quick run of what has one of these in its name.
+    #[must_use]
+    pub fn quick(loads: Vec<String>) -> Self {
+        Self { extent: Extent::quick(), loads, ..Self::default() }
+    }
+}
+
+/// Measures, writes the samples after each round, and prints a table in the end.
 ///
 /// # Errors
-/// When a contender cannot be set up. A sample that fails is told, and is missing.
+/// As [`samples`], or when samples cannot be written.
 pub fn run(options: &Options) -> Result<()> {
+    let out = options.extent.out("traffic")?;
+    let samples = samples(options, |samples| samples.write(&out))?;
+    println!("\n{}", table(&samples));
+    println!("samples are in {}", out.display());
+    Ok(())
+}
+
+/// Measures, and hands over all samples that there are after each round.
+///
+/// # Errors
+/// When an option cannot work, or a contender cannot be set up. A sample that fails is told, and is missing.
+pub fn samples(options: &Options, keep: impl Fn(&Samples) -> Result<()>) -> Result<Samples> {
     let plan = Plan::of(options)?;
+    let kube_proxy = options.others.kube_proxy.as_deref();
     let mut samples = Samples::new("traffic");
-    samples.facts = method::facts(&plan.contenders, options.kube_proxy.as_deref());
-    let out = options.out.clone().unwrap_or_else(|| Samples::default_path("traffic"));
+    samples.facts = method::facts(&plan.contenders, kube_proxy);
     for &services in &plan.services {
         let mut beds = Vec::new();
         for &contender in &plan.contenders {
             let begun = Instant::now();
-            let bed = Bed::build(contender, services, options.kube_proxy.as_deref());
+            let bed = Bed::build(contender, services, kube_proxy);
             let bed = bed.with_context(|| format!("{} with {services} services", contender.name))?;
             bed.rest()?;
             println!("{:<20} {services} services, ready after {:.1?}", contender.name, begun.elapsed());
@@ -77,16 +86,18 @@ pub fn run(options: &Options) -> Result<()> {
                     plan.measure(&beds, measurement, (services, place, round), &mut samples);
                 }
             }
-            samples.write(&out)?;
+            keep(&samples)?;
         }
         for bed in beds.iter().filter(|bed| bed.contender.kind == Kind::Direct) {
             let found = bed.netfilter()?;
             ensure!(found.is_empty(), "direct traffic was not direct: {}", found.join(", "));
         }
     }
-    println!("\n{}", table(&samples));
-    println!("samples are in {}", out.display());
-    Ok(())
+    Ok(samples)
+}
+
+fn or<T: Clone>(given: &[T], otherwise: &[T]) -> Vec<T> {
+    if given.is_empty() { otherwise } else { given }.to_vec()
 }
 
 /// What the options come to.
@@ -101,43 +112,25 @@ struct Plan {
 
 impl Plan {
     fn of(options: &Options) -> Result<Self> {
-        let quick = options.quick;
-        let seconds = options.seconds.unwrap_or(if quick { 0.5 } else { 3.0 });
+        let quick = options.extent.quick;
+        let seconds = options.seconds.unwrap_or(if quick { 0.4 } else { 3.0 });
         ensure!(seconds >= 0.1, "--seconds: a sample takes 0.1 s at least");
-        let or = |given: &[u32], quick_one: &[u32], full: &[u32]| match given {
-            [] if quick => quick_one.to_vec(),
-            [] => full.to_vec(),
-            given => given.to_vec(),
-        };
-        let services = or(&options.services, &[1000], &[1, 10_000]);
-        ensure!(services.iter().all(|services| (1..=50_000).contains(services)), "--services: from 1 to 50000");
-        let mut names = options.contenders.clone();
-        let mut contenders = Contender::named(&names, options.kube_proxy.as_deref())?;
-        if quick && names.is_empty() {
-            names = QUICK.map(str::to_owned).to_vec();
-            contenders.retain(|contender| names.iter().any(|name| name == contender.name));
+        let services = or(&options.services, if quick { &[1000] } else { &[1, 10_000] });
+        let mut contenders = options.others.contenders()?;
+        if quick && options.others.contenders.is_empty() {
+            contenders.retain(|contender| QUICK.contains(&contender.name));
         }
-        let places: Vec<_> = Place::ALL
-            .into_iter()
-            .filter(|place| match options.topologies.as_slice() {
-                [] => !quick || *place == Place::OneNode,
-                names => names.iter().any(|name| name == place.name()),
-            })
-            .collect();
-        ensure!(!places.is_empty(), "--topologies: there are one-node and two-nodes");
+        let places = or(&options.topologies, if quick { &[Place::OneNode] } else { &Place::ALL });
+        let is_named = |measurement: &&Measurement, name: &String| measurement.group.contains(name.as_str());
+        if let Some(name) = options.loads.iter().find(|name| !MEASUREMENTS.iter().any(|one| is_named(&one, name))) {
+            bail!("--loads: nothing is called {name}");
+        }
         let is_wanted = |measurement: &&Measurement| {
-            options.loads.is_empty() || options.loads.iter().any(|name| measurement.group.contains(name.as_str()))
+            options.loads.is_empty() || options.loads.iter().any(|name| is_named(measurement, name))
         };
-        let measurements: Vec<_> = MEASUREMENTS.iter().filter(is_wanted).collect();
-        ensure!(!measurements.is_empty(), "--loads: nothing is called {}", options.loads.join(" or "));
-        Ok(Self {
-            rounds: options.rounds.unwrap_or(if quick { 3 } else { 5 }).max(1),
-            length: Duration::from_secs_f64(seconds),
-            services,
-            contenders,
-            places,
-            measurements,
-        })
+        let measurements = MEASUREMENTS.iter().filter(is_wanted).collect();
+        let (rounds, length) = (options.extent.rounds(5, 5), Duration::from_secs_f64(seconds));
+        Ok(Self { rounds, length, services, contenders, places, measurements })
     }
 
     /// One sample of each contender.

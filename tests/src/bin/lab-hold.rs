@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 
 use anyhow::Result;
+use viaduct_tests::cgroup::OwnCgroup;
 use viaduct_tests::{Lab, Topology};
 
 fn main() -> Result<()> {
@@ -14,6 +15,8 @@ fn main() -> Result<()> {
         .node("node2", Topology::Bridge, ["web3"])
         .outside()
         .build()?;
+    let cgroup = OwnCgroup::make(lab.name())?;
+    let _stay = cgroup.enter()?;
     // Something that runs in the lab, ignores the end of its parent, and has to be ended by the reaper.
     let mut sleep = lab.pod("web1").namespace().command("sleep");
     let sleep = sleep.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lb_common::abi::{Hook, Reason};
 
 use super::abi::{Decode, Encode, OfFamily};
-use super::flows::{BackendId, Flow, Timed, Tuple};
+use super::flows::{BackendId, Timed};
 use super::health::BackendCounts;
 use super::kernel::{Kernel, Output};
 use super::operation::{self, Operation};
@@ -199,10 +199,10 @@ impl Check {
         all(&self.kernel, "DETOURS", &self.model.detours)?;
         all(&self.kernel, "AFFINITY", &self.model.affinities)?;
         all(&self.kernel, "FRAGMENTS", &self.model.fragments)?;
-        let is_unknown =
-            |(key, flow): &(&Tuple, &Flow)| flow.hook != Hook::ToPod && !self.kernel.is_known(key.destination.ip());
-        if let Some((key, _)) = self.model.flows.entries().iter().find(is_unknown) {
-            return Err(Difference { what: "the address of a flow is not known", text: format!("{key:?}") });
+        for (key, flow) in self.model.flows.entries() {
+            if flow.hook != Hook::ToPod && !self.kernel.is_known(key.destination.ip())? {
+                return Err(Difference { what: "the address of a flow is not known", text: format!("{key:?}") });
+            }
         }
         if !self.has_evicted
             && let Some(half) = self.model.single_half()

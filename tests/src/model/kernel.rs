@@ -5,19 +5,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::{self, ADDRESS_BITS, Reason, vip_flags};
+use lb_common::abi::{self, Reason, vip_flags};
 use lb_common::tuple::Zero;
 use lb_common::{Address as _, Address4, Address6};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::IntoBytes as _;
 
 use super::abi::{Decode, Encode, OfFamily};
@@ -30,6 +26,8 @@ use crate::test_run::{SkBuff, test_run};
 /// Room for entries in each table whose oldest entries are evicted: far more than there ever are, so that none is.
 const ROOM: u32 = 1 << 16;
 
+const ADDRESSES: &str = "ADDRESSES";
+
 /// Programs and maps.
 pub struct Kernel {
     /// Holds the descriptors of programs and maps.
@@ -37,38 +35,8 @@ pub struct Kernel {
     from_pod: RawFd,
     to_pod: RawFd,
     maps: BTreeMap<String, Map>,
-    addresses: Addresses,
     hairpins: [IpAddr; 2],
     processors: usize,
-}
-
-/// `ADDRESSES`, mapped into this process.
-struct Addresses(NonNull<u64>);
-
-// SAFETY: the memory belongs to the mapping, stays where it is, and is accessed through atomics only.
-unsafe impl Send for Addresses {}
-
-impl Addresses {
-    fn map(fd: BorrowedFd<'_>) -> Result<Self> {
-        let size = NonZeroUsize::new(ADDRESS_BITS as usize / 8).context("no addresses")?;
-        // SAFETY: a new mapping at an address of the kernel's choice; the kernel checks that the map is as long.
-        let base =
-            unsafe { mmap(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) };
-        Ok(Self(base.context("cannot map ADDRESSES into memory")?.cast()))
-    }
-
-    fn word(&self, index: u32) -> &AtomicU64 {
-        assert!(index < ADDRESS_BITS / 64, "word {index}");
-        // SAFETY: within the mapping, aligned to eight, and shared with nobody who does not use whole words.
-        unsafe { AtomicU64::from_ptr(self.0.add(index as usize).as_ptr()) }
-    }
-}
-
-impl Drop for Addresses {
-    fn drop(&mut self) {
-        // SAFETY: mapped by us with this length. It can fail only for a range that is no mapping.
-        let _ = unsafe { munmap(self.0.cast(), ADDRESS_BITS as usize / 8) };
-    }
 }
 
 fn bit(address: IpAddr) -> u32 {
@@ -142,13 +110,11 @@ impl Kernel {
                 Ok((name.to_owned(), Map { fd: map.fd().as_fd().as_raw_fd(), key, value }))
             })
             .collect::<Result<_>>()?;
-        let addresses = ebpf.map("ADDRESSES").and_then(map_data).context("the object has no map ADDRESSES")?;
-        let addresses = Addresses::map(addresses.fd().as_fd())?;
         let hairpins = [settings.hairpin_4.into(), settings.hairpin_6.into()];
         let processors =
             aya::util::nr_cpus().map_err(|(path, error)| io::Error::new(error.kind(), format!("{path}: {error}")))?;
-        let kernel = Self { _ebpf: ebpf, from_pod, to_pod, maps, addresses, hairpins, processors };
-        kernel.hairpins.into_iter().for_each(|address| kernel.note(address));
+        let kernel = Self { _ebpf: ebpf, from_pod, to_pod, maps, hairpins, processors };
+        kernel.hairpins.into_iter().try_for_each(|address| kernel.note(address))?;
         Ok(kernel)
     }
 
@@ -198,7 +164,7 @@ impl Kernel {
             }
         }
         for (key, id) in &services.frontends {
-            self.note(key.at.ip());
+            self.note(key.at.ip())?;
             self.family("FRONTENDS", key.at.is_ipv6())?.update(&key.encode(), &id.to_ne_bytes())?;
             let backend = if services.has_backend(key.at.ip()) { vip_flags::HAS_BACKEND } else { 0 };
             let flags = backend | vip_flags::CLUSTER_IP;
@@ -252,16 +218,25 @@ impl Kernel {
     }
 
     /// Whether the programs look at packets to this address.
-    #[must_use]
-    pub fn is_known(&self, address: IpAddr) -> bool {
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn is_known(&self, address: IpAddr) -> Result<bool> {
         let bit = bit(address);
-        self.addresses.word(bit / 64).load(Ordering::Relaxed) >> (bit % 64) & 1 != 0
+        Ok(self.addresses(bit / 64)? >> (bit % 64) & 1 != 0)
     }
 
     /// Has them look at packets to this address.
-    fn note(&self, address: IpAddr) {
+    fn note(&self, address: IpAddr) -> Result<()> {
         let bit = bit(address);
-        self.addresses.word(bit / 64).fetch_or(1 << (bit % 64), Ordering::Relaxed);
+        let word = self.addresses(bit / 64)? | 1 << (bit % 64);
+        self.map(ADDRESSES)?.update(&(bit / 64).to_ne_bytes(), &word.to_ne_bytes())
+    }
+
+    /// Bits of 64 addresses.
+    fn addresses(&self, index: u32) -> Result<u64> {
+        let word = self.map(ADDRESSES)?.lookup(&index.to_ne_bytes())?.context("an array has all its entries")?;
+        Ok(u64::from_ne_bytes(word.as_slice().try_into()?))
     }
 
     /// Adds or replaces an entry.
@@ -315,9 +290,11 @@ impl Kernel {
         for id in 0..SERVICE_PORTS {
             self.map("BUDGETS")?.update(&id.to_ne_bytes(), &[0; 8])?;
         }
-        (0..ADDRESS_BITS / 64).for_each(|word| self.addresses.word(word).store(0, Ordering::Relaxed));
-        self.hairpins.into_iter().for_each(|address| self.note(address));
-        Ok(())
+        let addresses = self.map(ADDRESSES)?;
+        for (index, _) in addresses.entries()?.into_iter().filter(|(_, word)| word.iter().any(|byte| *byte != 0)) {
+            addresses.update(&index, &[0; 8])?;
+        }
+        self.hairpins.into_iter().try_for_each(|address| self.note(address))
     }
 
     /// How often a reason was counted, over all processors.

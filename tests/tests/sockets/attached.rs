@@ -34,14 +34,22 @@ fn ids(links: &BTreeMap<String, (u64, u64)>) -> Vec<u64> {
     links.values().map(|(link, _)| *link).collect()
 }
 
-fn exists(link: u64) -> bool {
-    command::run(Command::new("bpftool").args(["link", "show", "id", &link.to_string()])).is_ok()
+/// The kernel lets go of a link some time after its last pin is gone, on a worker of its own: of its id, and of the program
+/// after that, for which it waits for whoever else changes cgroups.
+fn wait_until_gone(links: &[u64]) {
+    let exists =
+        |link: &u64| command::run(Command::new("bpftool").args(["link", "show", "id", &link.to_string()])).is_ok();
+    wait_until("the links are gone", SYNC, || (!links.iter().any(exists)).then_some(())).unwrap();
 }
 
 fn is_served(cluster: &Cluster) -> bool {
     let to = Way::V4.vip(WEB.0, WEB.1);
     let limit = scaled(Duration::from_millis(200));
     cluster.node().namespace().run(|| TcpStream::connect_timeout(&to, limit)).is_ok()
+}
+
+fn wait_until_unserved(cluster: &Cluster) {
+    wait_until("nothing is served", SYNC, || (!is_served(cluster)).then_some(())).unwrap();
 }
 
 fn status(node: &Node) -> serde_json::Value {
@@ -90,35 +98,29 @@ fn an_agent_with_another_option_corrects_what_is_attached() {
     let cgroup = OwnCgroup::make(cluster.lab.name()).unwrap();
     let node = cluster.node();
     let mut seen = Vec::new();
-    let options: [&[&str]; 6] = [
-        &[],
-        &["--cgroup-root", cgroup.path()],
-        &["--cgroup-root", cgroup.path(), "--socket-lb", "all"],
-        &["--socket-lb", "off"],
-        &["--socket-lb", "host"],
-        &["--socket-lb=off"],
+    let options: [(&[&str], _, _, _); 6] = [
+        (&[], "host", PROGRAMS.len(), true),
+        (&["--cgroup-root", cgroup.path()], "host", PROGRAMS.len(), false),
+        (&["--cgroup-root", cgroup.path(), "--socket-lb", "all"], "all", PROGRAMS.len(), false),
+        (&["--socket-lb", "off"], "off", 0, false),
+        (&["--socket-lb", "host"], "host", PROGRAMS.len(), true),
+        (&["--socket-lb=off"], "off", 0, false),
     ];
-    for options in options {
+    for (options, processes, programs, served) in options {
         node.start_agent_with(options).unwrap().stop().unwrap();
         let sockets = &status(node)["sockets"];
         let links = links(node);
         assert_eq!(sockets["programs"].as_array().unwrap().len(), links.len());
-        seen.push((sockets["processes"].as_str().unwrap().to_owned(), links, is_served(&cluster)));
+        assert_eq!((sockets["processes"].as_str(), links.len()), (Some(processes), programs), "{options:?}");
+        if served {
+            assert!(is_served(&cluster), "{options:?}");
+        } else {
+            wait_until_unserved(&cluster);
+        }
+        seen.push(ids(&links));
     }
-    let told: Vec<_> = seen.iter().map(|(mode, links, served)| (mode.as_str(), links.len(), *served)).collect();
-    let expected = [
-        ("host", PROGRAMS.len(), true),
-        ("host", PROGRAMS.len(), false),
-        ("all", PROGRAMS.len(), false),
-        ("off", 0, false),
-        ("host", PROGRAMS.len(), true),
-        ("off", 0, false),
-    ];
-    assert_eq!(told, expected);
-    assert_eq!(ids(&seen[1].1), ids(&seen[2].1), "in one place the links stay the same");
-    for (_, links, _) in seen {
-        assert!(ids(&links).into_iter().all(|link| !exists(link)));
-    }
+    assert_eq!(seen[1], seen[2], "in one place the links stay the same");
+    wait_until_gone(&seen.concat());
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn links_that_somebody_removes_are_put_back() {
     let folder = Pins::new(cluster.node().bpffs()).sockets();
     fs::remove_dir_all(&folder).unwrap();
     fs::create_dir(&folder).unwrap();
-    wait_until("the links are gone", SYNC, || (!is_served(&cluster)).then_some(())).unwrap();
+    wait_until_unserved(&cluster);
     // A notice about interfaces lets the agent look.
     cluster.node().namespace().ip("link add lo2 type veth peer name lo3").unwrap();
     wait_until("the links are back", SYNC, || (links(cluster.node()).len() == PROGRAMS.len()).then_some(())).unwrap();
@@ -156,15 +158,16 @@ fn cleanup_and_the_end_of_a_lab_leave_no_link() {
     let [one, two] = ["node1", "node2"].map(|node| ids(&links(cluster.lab.node(node))));
     assert_eq!((one.len(), two.len()), (PROGRAMS.len(), PROGRAMS.len()));
     drop(cluster);
-    wait_until("all links are gone", SYNC, || one.iter().chain(&two).all(|link| !exists(*link)).then_some(())).unwrap();
+    wait_until_gone(&[one, two].concat());
 
     let cluster = Cluster::without_agents();
     cluster.node().start_agent().unwrap().stop().unwrap();
     let links = ids(&links(cluster.node()));
     let removed = cluster.node().viaduct(&["cleanup"]).unwrap();
     assert!(removed.contains("-host-connect4"), "{removed}");
-    assert!(links.into_iter().all(|link| !exists(link)));
-    assert!(!cluster.node().bpffs().exists() && !is_served(&cluster));
+    wait_until_gone(&links);
+    assert!(!cluster.node().bpffs().exists(), "{removed}");
+    wait_until_unserved(&cluster);
 }
 
 #[test]
