@@ -38,7 +38,7 @@ impl Routing {
     }
 
     pub(super) fn looks_for_filters(&self) -> bool {
-        self.mode == HostRouting::Auto
+        self.mode != HostRouting::Stack
     }
 
     /// Looks at what stands in the way now. `covered` are the interfaces that have the programs.
