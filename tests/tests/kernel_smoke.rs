@@ -59,9 +59,10 @@ fn services_work_on_this_kernel() {
 
     first.kill9().unwrap();
     served("after the agent was killed");
-    let second = node.start_agent().unwrap();
+    let second = node.start_agent_with(&["--host-routing", "bypass"]).unwrap();
     assert!(second.log().contains("services applied writes=0 "), "{}", second.log());
-    served("with a second agent in its place");
+    node.wait_for(&["status"], "packets go past the stack", |status| status["routing"]["bypassed"] == 2).unwrap();
+    served("with a second agent in its place, past the stack");
     let filters =
         || command::run(node.namespace().command("tc").args(["filter", "show", "dev", "veth-client", "ingress"]));
     if expected_mechanism() == "clsact" {
