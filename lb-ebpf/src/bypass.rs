@@ -210,13 +210,17 @@ fn free(interface: u32) -> Option<PodInterface> {
 /// sender may have forged it (RFC 3704 section 2.2).
 #[inline(never)]
 pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
-    let Some((addresses, protocol, _)) = A::glance(ctx) else { return false };
+    let (Some((addresses, protocol, _)), Some((class, _))) = (A::glance(ctx), A::class_and_hops(ctx)) else {
+        return false;
+    };
     let route = &mut hop.back;
     route.family = A::SOCKETS;
     route.protocol = protocol;
+    // As the stack does, without ports.
+    route.ports = [0; 2];
     route.len = 0;
     route.interface = hop.route.interface;
-    route.class = 0;
+    route.class = class;
     // SAFETY: as in `describe`.
     unsafe {
         (&raw mut route.source).cast::<A>().write(addresses[1]);
@@ -225,7 +229,7 @@ pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
     look_up(ctx, route) && route.interface == interface(ctx)
 }
 
-/// Sends the packet there. False: nothing was done.
+/// Sends the packet there. False: it could not be, which its headers would have told before.
 #[inline(always)]
 pub fn send<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
     let Some(ethernet) = ptr_at::<EthernetAddresses>(ctx, 0) else { return false };

@@ -154,6 +154,10 @@ impl Coverage {
             problems.set(About::Interface(index), problem.into_iter().collect());
         }
         // Before the programs, which look into it.
+        if self.routing.is_new() {
+            // What an agent before has let go past the stack need not come back for the time that all this takes.
+            self.routing.look(&present)?;
+        }
         let bypass = |index| self.routing.bypass_unless_changed(index, &present, deleted);
         let known = self.known.set(&present, bypass);
         let noted = known.and_then(|without_room| self.note(without_room));

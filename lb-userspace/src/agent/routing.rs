@@ -1,7 +1,7 @@
 //! Which way packets go between interfaces, as long as nothing on the node stands in the way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tracing::info;
@@ -12,29 +12,40 @@ use crate::host_routing::{HostRouting, Ours, on_interface, on_node};
 use crate::interfaces::{Interface, Present};
 
 /// What was seen holds for so long: packets go through the stack again when no agent looks any more.
-const LEASE: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(20);
 
-/// So many looks in a row must find nothing that filters, after one that has: rules may just be loaded anew.
-const CLEAR: u32 = 2;
+/// For so long nothing must be found that filters, after something was: rules may just be loaded anew.
+const CLEAR: Duration = Duration::from_secs(5);
+
+/// How many reasons the log has at a time.
+const TOLD: usize = 5;
 
 pub(super) struct Routing {
     mode: HostRouting,
     ours: Ours,
     /// Why packets stay in the stack, on all of the node.
     on_node: Vec<String>,
-    /// Looks to go until they need not.
-    looks: u32,
+    /// When a look last found such a reason.
+    filtered: Option<Instant>,
     /// Interfaces as they were looked at, and why the packets of some stay in the stack.
     on_interfaces: BTreeMap<u32, (Interface, Option<String>)>,
     /// Until when what was seen holds, by the clock of the programs.
     until: u64,
-    told: Option<Vec<String>>,
+    told: Option<(usize, Vec<String>)>,
 }
 
 impl Routing {
     pub(super) fn new(mode: HostRouting, mechanism: Mechanism, object: &mut Object) -> Result<Self> {
         let ours = Ours { mechanism, programs: object.program_ids()? };
-        Ok(Self { mode, ours, on_node: Vec::new(), looks: 0, on_interfaces: BTreeMap::new(), until: 0, told: None })
+        Ok(Self {
+            mode,
+            ours,
+            on_node: Vec::new(),
+            filtered: None,
+            on_interfaces: BTreeMap::new(),
+            until: 0,
+            told: None,
+        })
     }
 
     pub(super) fn looks_for_filters(&self) -> bool {
@@ -47,31 +58,42 @@ impl Routing {
             return Ok(());
         }
         self.on_node = on_node();
-        self.looks = if self.on_node.is_empty() { self.looks.saturating_sub(1) } else { CLEAR };
+        if !self.on_node.is_empty() {
+            self.filtered = Some(Instant::now());
+        } else if self.filtered.is_some_and(|filtered| filtered.elapsed() < CLEAR) {
+            self.on_node.push("filters have just gone".to_owned());
+        }
+        let now = clock::now()?;
         self.until = match self.mode {
-            HostRouting::Auto => u64::try_from((clock::now()? + LEASE).as_nanos())?,
+            // Each renewal is a write for each interface.
+            HostRouting::Auto if u128::from(self.until) < (now + LEASE / 2).as_nanos() => {
+                u64::try_from((now + LEASE).as_nanos())?
+            }
+            HostRouting::Auto => self.until,
             _ => u64::MAX,
         };
+        self.on_interfaces.clear();
         // Not asked for what makes no difference.
-        let is_in_stack = self.mode == HostRouting::Auto && !self.on_node.is_empty();
-        let look = |(&index, interface): (&u32, &Interface)| {
-            let reason =
-                if is_in_stack { Some(String::new()) } else { on_interface(self.mode, index, interface, &self.ours) };
-            (index, (interface.clone(), reason))
-        };
-        self.on_interfaces = covered.iter().map(look).collect();
+        if self.on_node.is_empty() || self.mode == HostRouting::Bypass {
+            let look = |(&index, interface): (&u32, &Interface)| {
+                (index, (interface.clone(), on_interface(self.mode, index, interface, &self.ours)))
+            };
+            self.on_interfaces = covered.iter().map(look).collect();
+        }
         Ok(())
+    }
+
+    /// Whether nobody has looked yet.
+    pub(super) const fn is_new(&self) -> bool {
+        self.until == 0
     }
 
     /// Whether what crosses this interface may go past the stack.
     pub(super) fn bypass(&self, index: u32) -> Bypass {
         // Rules for what leaves the node may give it another source, without which no answer comes back.
-        let uplink = self.looks == 0;
-        let is_free = matches!(self.on_interfaces.get(&index), Some((_, None)));
-        if is_free && (uplink || self.mode == HostRouting::Bypass) {
-            Bypass { until: self.until, uplink }
-        } else {
-            Bypass::default()
+        match self.on_interfaces.get(&index) {
+            Some((_, None)) => Bypass { until: self.until, uplink: self.on_node.is_empty() },
+            _ => Bypass::default(),
         }
     }
 
@@ -89,18 +111,19 @@ impl Routing {
 
     /// Why packets stay in the stack, if that has changed since this was asked last.
     pub(super) fn news(&mut self) -> Option<Vec<String>> {
-        let on_interfaces = self.on_interfaces.values().filter_map(|(interface, reason)| {
-            let reason = reason.as_ref().filter(|reason| !reason.is_empty())?;
-            Some(format!("{} {reason}", interface.name))
-        });
+        let on_interfaces = self.on_interfaces.values();
+        let on_interfaces =
+            on_interfaces.filter_map(|(interface, reason)| Some(format!("{} {}", interface.name, reason.as_ref()?)));
         let reasons: Vec<String> = self.on_node.iter().cloned().chain(on_interfaces).collect();
-        if self.told.as_ref() == Some(&reasons) {
+        let told = (self.bypassed(), reasons.clone());
+        if self.told.as_ref() == Some(&told) {
             return None;
         }
         if self.mode != HostRouting::Stack {
-            info!(bypassed_interfaces = self.bypassed(), in_stack = reasons.join("; "), "the way of packets");
+            let in_stack = reasons.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
+            info!(bypassed_interfaces = told.0, in_stack, "the way of packets");
         }
-        self.told = Some(reasons.clone());
+        self.told = Some(told);
         Some(reasons)
     }
 }

@@ -183,19 +183,21 @@ impl Legacy {
         let length = name.len().min(table.name.len() - 1);
         table.name[..length].copy_from_slice(&name.as_bytes()[..length]);
         self.ask(GET_INFO, table.as_mut_bytes())?;
+        let hooks: Vec<usize> = [PREROUTING, FORWARD, POSTROUTING]
+            .into_iter()
+            .filter(|hook| table.hooks & 1 << hook != 0)
+            .map(|hook| hook as usize)
+            .collect();
+        if hooks.iter().any(|&hook| table.first[hook] != table.last[hook]) {
+            return Ok(true);
+        }
         let mut entries = vec![0; HEAD + table.size as usize];
         entries[..table.name.len()].copy_from_slice(&table.name);
         entries[table.name.len()..][..4].copy_from_slice(&table.size.to_ne_bytes());
         self.ask(GET_ENTRIES, &mut entries)?;
-        Ok([PREROUTING, FORWARD, POSTROUTING].into_iter().any(|hook| {
-            let index = hook as usize;
-            let policy = || entries.get(HEAD + table.last[index] as usize..).and_then(|entry| self.accepts(entry));
-            self.hooks(&table, hook) && (table.first[index] != table.last[index] || policy() != Some(true))
-        }))
-    }
-
-    fn hooks(&self, table: &Table, hook: u32) -> bool {
-        table.hooks & 1 << hook != 0
+        let policy =
+            |hook: usize| entries.get(HEAD + table.last[hook] as usize..).and_then(|entry| self.accepts(entry));
+        Ok(hooks.into_iter().any(|hook| policy(hook) != Some(true)))
     }
 
     /// Whether an entry, as the policy of a chain is one, accepts what comes to it.
