@@ -1,6 +1,6 @@
 //! Whether packets may go past the host's stack: only if nothing there has a say in what the node forwards.
 //!
-//! What filters is looked for where administrators, network plugins and other proxies put it: [`netfilter`], IPsec policies, programs
+//! What filters is looked for where administrators, network plugins and other proxies put it: netfilter, IPsec policies, programs
 //! and filters of traffic control, queueing disciplines. It is looked for again and again, since it may come at any time.
 
 mod netfilter;
