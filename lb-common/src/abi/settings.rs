@@ -22,7 +22,7 @@ pub mod options {
     /// A retransmitted SYN goes to another backend, and backends that do not answer are passed over.
     pub const PASSIVE_HEALTH: u32 = 4;
     /// Packets of flows that were answered go past the host's stack, between interfaces that
-    /// [allow it](super::PodInterface::bypass_until).
+    /// [allow it](crate::abi::PodInterface::bypass_until).
     pub const BYPASS: u32 = 8;
 }
 
