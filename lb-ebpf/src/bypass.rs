@@ -1,8 +1,9 @@
 //! Past the host's stack: what the stack would only forward goes straight to the interface to which it would forward it.
 //!
 //! Only packets of flows that were answered: their first ones went through the stack both ways, so whatever filters there has let
-//! them pass. A client's packets have its interface in their key; where replies come from is checked. They fare as if they were forwarded (RFC 1812 section 5.2.1): along the
-//! node's routes, no longer than the way allows, with one hop less to live. All that needs more than this is left to the stack.
+//! them pass. A client's packets have its interface in their key; where replies come from is checked. They fare as if they were
+//! forwarded (RFC 1812 section 5.2.1): along the node's routes, no longer than the way allows, with one hop less to live. All that
+//! needs more than this is left to the stack.
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT, bpf_fib_lookup as KernelRoute, bpf_redir_neigh as KernelNeighbour,
@@ -64,6 +65,22 @@ struct Route {
 }
 
 const _: () = assert!(size_of::<Route>() == size_of::<KernelRoute>());
+
+impl Route {
+    /// Asks for the route of a packet that came in by this interface.
+    #[inline(always)]
+    fn ask_for<A: Ip>(&mut self, interface: u32, source: A, destination: A, protocol: u8, class: u32) {
+        self.family = A::SOCKETS;
+        self.protocol = protocol;
+        self.interface = interface;
+        self.class = class;
+        // SAFETY: each is of this family, and has room there.
+        unsafe {
+            (&raw mut self.source).cast::<A>().write(source);
+            (&raw mut self.destination).cast::<A>().write(destination);
+        }
+    }
+}
 
 /// `struct bpf_redir_neigh`.
 #[repr(C)]
@@ -158,17 +175,9 @@ fn describe<A: Ip>(ctx: &TcContext, route: &mut Route) -> Option<()> {
     let segment = skb.gso_size;
     // What is to be cut goes out in pieces of this length.
     let len = if segment == 0 { Packet::<A>::len(ctx) as usize } else { A::HEADER_LEN + header + segment as usize };
-    route.family = A::SOCKETS;
-    route.protocol = protocol;
     route.ports = *ports;
     route.len = u16::try_from(len).ok()?;
-    route.interface = interface(ctx);
-    route.class = class;
-    // SAFETY: each is of this family, and has room there.
-    unsafe {
-        (&raw mut route.source).cast::<A>().write(addresses[0]);
-        (&raw mut route.destination).cast::<A>().write(addresses[1]);
-    }
+    route.ask_for(interface(ctx), addresses[0], addresses[1], protocol, class);
     Some(())
 }
 
@@ -214,18 +223,10 @@ pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
         return false;
     };
     let route = &mut hop.back;
-    route.family = A::SOCKETS;
-    route.protocol = protocol;
     // As the stack does, without ports.
     route.ports = [0; 2];
     route.len = 0;
-    route.interface = hop.route.interface;
-    route.class = class;
-    // SAFETY: as in `describe`.
-    unsafe {
-        (&raw mut route.source).cast::<A>().write(addresses[1]);
-        (&raw mut route.destination).cast::<A>().write(addresses[0]);
-    }
+    route.ask_for(hop.route.interface, addresses[1], addresses[0], protocol, class);
     look_up(ctx, route) && route.interface == interface(ctx)
 }
 
