@@ -61,6 +61,11 @@ fn read(datagram: &[u8], take: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whether this is one of the kernel's errors.
+pub(crate) fn is_one_of(error: &io::Error, numbers: &[Errno]) -> bool {
+    numbers.iter().any(|number| error.raw_os_error() == Some(*number as i32))
+}
+
 /// The attributes in the rest of a message, by their types.
 pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     /// Bits that say how the value is written.

@@ -15,7 +15,7 @@ use zerocopy::FromBytes as _;
 pub use traffic_control::Ours;
 
 use crate::interfaces::Interface;
-use crate::netlink::{ACK, ask, attributes};
+use crate::netlink::{ACK, ask, attributes, is_one_of};
 
 /// The way of packets that are translated, between the interfaces of a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -89,7 +89,7 @@ fn ipsec(reasons: &mut Vec<String>) -> io::Result<()> {
     }
     match asked {
         // A kernel without.
-        Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => Ok(()),
+        Err(error) if is_one_of(&error, &[Errno::EPROTONOSUPPORT]) => Ok(()),
         asked => asked,
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-use crate::netlink::{DUMP, ask, attributes};
+use crate::netlink::{DUMP, ask, attributes, is_one_of};
 
 /// Hooks that forwarded packets pass (`enum nf_inet_hooks`).
 const PREROUTING: u32 = 0;
@@ -88,10 +88,6 @@ pub(super) fn nftables(reasons: &mut Vec<String>) -> io::Result<()> {
         Err(error) if is_one_of(&error, &[Errno::EPROTONOSUPPORT, Errno::EINVAL, Errno::EOPNOTSUPP]) => Ok(()),
         asked => asked,
     }
-}
-
-fn is_one_of(error: &io::Error, numbers: &[Errno]) -> bool {
-    numbers.iter().any(|number| error.raw_os_error() == Some(*number as i32))
 }
 
 fn text(value: &[u8]) -> String {
