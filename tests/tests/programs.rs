@@ -54,9 +54,8 @@ impl Service {
             lab.manifests().apply(&ports.iter().fold(slice, add)).unwrap();
         }
         // No segment is sent again only because an acknowledgement took long on this machine.
-        for pod in ["client", "server"] {
-            let set = || fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0");
-            lab.pod(pod).namespace().run(set).unwrap();
+        for end in CLIENTS.map(|(_, namespace)| namespace(&lab)).into_iter().chain([lab.pod("server").namespace()]) {
+            end.run(|| fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0")).unwrap();
         }
         lab.manifests().apply(&service).unwrap();
         lab.start_agents().unwrap();
