@@ -1,5 +1,6 @@
 //! What one wants to know when a test fails: printed, and kept in target/lab-failures.
 
+use std::cmp::Ordering;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,11 @@ use crate::namespace::Namespace;
 
 /// How many lines of each agent's log are printed; the folder has all of it.
 const LOG_LINES: usize = 60;
+/// How many lines of anything else: a thousand connections would hide what failed.
+const SECTION_LINES: usize = 100;
+
+/// What the title of a section begins with.
+const SECTION: &str = "---- ";
 
 /// Prints the state of everything in the lab and keeps the files that tell more. Never fails: a report about a failure
 /// says what it could not find out and goes on.
@@ -32,7 +38,22 @@ pub fn print(lab: &Lab, test: &str) {
     if let Err(error) = fs::write(&text, &out) {
         section(&mut out, &format!("cannot write {}", text.display()), &error.to_string());
     }
-    eprintln!("{out}");
+    eprintln!("{}", shortened(&out));
+}
+
+/// The first lines of each section.
+fn shortened(report: &str) -> String {
+    let mut out = String::new();
+    let mut printed = 0;
+    for line in report.lines() {
+        printed = if line.starts_with(SECTION) { 0 } else { printed + 1 };
+        match printed.cmp(&(SECTION_LINES + 1)) {
+            Ordering::Less => out.extend([line, "\n"]),
+            Ordering::Equal => out.push_str("(the rest is in report.txt)\n"),
+            Ordering::Greater => {}
+        }
+    }
+    out
 }
 
 fn describe_node(node: &Node, out: &mut String) {
@@ -100,5 +121,22 @@ fn tell(program: &mut Command, out: &mut String) {
 
 fn section(out: &mut String, title: &str, text: &str) {
     // Writing to a string cannot fail.
-    let _ = writeln!(out, "---- {title}\n{}", text.trim_end());
+    let _ = writeln!(out, "{SECTION}{title}\n{}", text.trim_end());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_section_the_beginning_is_printed_and_of_the_others_all() {
+        let mut report = "======== lab\n".to_owned();
+        section(&mut report, "long", &"line\n".repeat(SECTION_LINES + 2));
+        section(&mut report, "short", "last");
+        let expected = format!(
+            "======== lab\n---- long\n{}(the rest is in report.txt)\n---- short\nlast\n",
+            "line\n".repeat(SECTION_LINES)
+        );
+        assert_eq!(shortened(&report), expected);
+    }
 }

@@ -49,6 +49,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     for skipped in &suite.tally.skipped {
         println!("skipped {skipped}");
     }
+    for failure in &suite.tally.failures {
+        println!("failed {failure}");
+    }
     if let Err(Stopped(step)) = &outcome {
         println!("stopped at the first failing step: {step}");
     }

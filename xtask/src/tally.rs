@@ -7,6 +7,8 @@ use std::fmt;
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
+    /// Of failed tests of libtest, the name and what they panicked with.
+    pub(crate) failures: Vec<String>,
     /// What was skipped, each with its reason.
     pub(crate) skipped: Vec<String>,
 }
@@ -15,7 +17,7 @@ impl Tally {
     /// Reads the output of libtest, of any number of test binaries. A test that finds it cannot run prints
     /// `SKIPPED <test>: <reason>` and returns, which libtest counts as passed; here it does not.
     pub(crate) fn of_tests(output: &str) -> Self {
-        let mut tally = Self::default();
+        let mut tally = Self { failures: failures(output), ..Self::default() };
         let mut reported = 0;
         for line in output.lines() {
             if let Some(result) = line.trim_start().strip_prefix("test result: ") {
@@ -36,6 +38,7 @@ impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.failures.extend(other.failures);
         self.skipped.extend(other.skipped);
     }
 }
@@ -57,6 +60,33 @@ fn count(counts: &str, word: &str) -> usize {
 pub(crate) fn skip_note(line: &str) -> Option<&str> {
     let line = line.rsplit_once(" ... ").map_or(line, |(_, rest)| rest);
     line.strip_prefix("SKIPPED ").filter(|note| note.contains(": "))
+}
+
+/// What stands in the parts `failures:`, of each test its name and the message of its panic.
+fn failures(output: &str) -> Vec<String> {
+    const MESSAGE: usize = 10;
+    let (mut failures, mut is_failure, mut test) = (Vec::new(), false, "");
+    let lines: Vec<_> = output.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        if *line == "failures:" || line.starts_with("test result: ") {
+            is_failure = *line == "failures:";
+        } else if let Some(name) = heading(line) {
+            test = name;
+        } else if is_failure && line.starts_with("thread '") && line.contains(" panicked at ") {
+            let is_message = |line: &&&str| {
+                heading(line).is_none()
+                    && !["stack backtrace:", "note: ", "failures:"].iter().any(|end| line.starts_with(end))
+            };
+            let message: Vec<_> = lines[at + 1..].iter().take_while(is_message).take(MESSAGE).copied().collect();
+            failures.push(format!("{test}: {}", message.join("\n    ").trim_end()));
+        }
+    }
+    failures
+}
+
+/// The test in `---- test stdout ----`.
+fn heading(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
 #[cfg(test)]
@@ -82,6 +112,16 @@ mod tests {
         assert_eq!(tally.passed, 1);
         let skipped = ["tcx: kernel 6.1 has no TCX", "slow: ignored, takes an hour", "xdp: no native XDP"];
         assert_eq!(tally.skipped, skipped);
+    }
+
+    #[test]
+    fn a_failed_test_is_told_with_what_it_panicked_with() {
+        let output = "successes:\n\n---- fine stdout ----\nthread 'fine' (1) panicked at a.rs:1:1:\nexpected\n\n\
+                      successes:\n    fine\n\nfailures:\n\n---- bad::one stdout ----\nsent 1\n\n\
+                      thread 'bad::one' (2) panicked at b.rs:2:2:\nsent twice\n  left: 1\nstack backtrace:\n   0: main\n\n\
+                      ---- bad::two stdout ----\nthread 'bad::two' (3) panicked at c.rs:3:3:\nlost\n\nfailures:\n    bad::one\n    bad::two\n\n\
+                      test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(Tally::of_tests(output).failures, ["bad::one: sent twice\n      left: 1", "bad::two: lost"]);
     }
 
     #[test]
