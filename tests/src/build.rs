@@ -47,6 +47,9 @@ fn build(name: &str, features: &str) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--locked", "--package", "lb-userspace", "--bin", name, "--features", features]);
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target");
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
     command::run(cargo.current_dir(env!("CARGO_MANIFEST_DIR"))).expect("the program can be built");
-    target.join("debug").join(name)
+    target.join(if cfg!(debug_assertions) { "debug" } else { "release" }).join(name)
 }

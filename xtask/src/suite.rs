@@ -59,6 +59,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is shipped is what is tested, and its dependencies are built once.
+const PROFILE: &str = "--release";
+
 /// Tests of traffic that never pauses.
 const ALONE: [&str; 3] = ["programs", "reliability", "upgrade"];
 
@@ -95,14 +98,14 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
             None => suite.skip("deny", "cargo-deny is not installed (cargo install cargo-deny)"),
         }
     }
-    suite.check("build", cargo("build").args(["--release", "--package", "lb-userspace", "--bin", "viaduct"]))?;
+    suite.check("build", cargo("build").args([PROFILE, "--package", "lb-userspace", "--bin", "viaduct"]))?;
     let agent = target_dir().join("release/viaduct");
     let filter = options.filter.as_slice();
     let kinds = ["--lib", "--bins", "--tests", "--no-fail-fast"];
     let show = ["--", "--show-output"];
     suite.tests(
         "unit",
-        cargo("test").args(["--workspace", "--exclude", "viaduct-tests"]).args(kinds).args(show).args(filter),
+        cargo("test").args([PROFILE, "--workspace", "--exclude", "viaduct-tests"]).args(kinds).args(show).args(filter),
     )?;
     if options.filter.is_none() {
         match manifests::unsupported() {
@@ -115,7 +118,7 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
     let tests = lab_tests()?;
     for (name, is_alone) in [("lab", false), ("lab-alone", true)] {
         let mut lab = cargo("test");
-        lab.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-tests", "--no-fail-fast"]);
+        lab.env(AGENT_VARIABLE, &agent).args([PROFILE, "--package", "viaduct-tests", "--no-fail-fast"]);
         for test in tests.iter().filter(|test| ALONE.contains(&test.as_str()) == is_alone) {
             lab.args(["--test", test]);
         }
@@ -133,15 +136,15 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
     }
     for (name, topology) in [("demo", "routed"), ("demo-bridge", "bridge")] {
         let mut demo = cargo("run");
-        demo.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-tests", "--bin", "viaduct-demo", "--"]);
+        demo.env(AGENT_VARIABLE, &agent).args([PROFILE, "--package", "viaduct-tests", "--bin", "viaduct-demo", "--"]);
         suite.check(name, demo.args(["--json", "--topology", topology]))?;
     }
     // Without `--bench` each bench runs once.
     let mut benches = cargo("test");
-    benches.env(AGENT_VARIABLE, &agent).args(["--package", "viaduct-bench"]);
+    benches.env(AGENT_VARIABLE, &agent).args([PROFILE, "--package", "viaduct-bench"]);
     suite.check("benches", benches.args(BENCHES.iter().flat_map(|bench| ["--bench", bench])))?;
     suite.check("bench-quick", cargo("xtask").args(["bench", "--quick"]))?;
-    suite.tests("doc-tests", cargo("test").args(["--workspace", "--doc", "--no-fail-fast"]))?;
+    suite.tests("doc-tests", cargo("test").args([PROFILE, "--workspace", "--doc", "--no-fail-fast"]))?;
     suite.check("doc", cargo("doc").env("RUSTDOCFLAGS", "-D warnings").args(["--workspace", "--no-deps"]))?;
     suite.kernels(options)
 }
