@@ -69,9 +69,9 @@ const _: () = assert!(size_of::<Route>() == size_of::<KernelRoute>());
 impl Route {
     /// Asks for the route of a packet that came in by this interface.
     #[inline(always)]
-    fn ask_for<A: Ip>(&mut self, interface: u32, source: A, destination: A, protocol: u8, class: u32) {
+    fn ask_for<A: Ip>(&mut self, interface: u32, source: A, destination: A, protocol: u32, class: u32) {
         self.family = A::SOCKETS;
-        self.protocol = protocol;
+        self.protocol = (protocol & 0xff) as u8;
         self.interface = interface;
         self.class = class;
         // SAFETY: each is of this family, and has room there.
@@ -91,72 +91,121 @@ struct Neighbour {
 
 const _: () = assert!(size_of::<Neighbour>() == size_of::<KernelNeighbour>());
 
-/// To where a packet goes on.
+/// What a route is chosen by. All of it: a route may be that of one flow.
 #[repr(C)]
-pub struct Hop {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Question<A> {
+    source: A,
+    destination: A,
+    /// As in the packet.
+    ports: [u16; 2],
+    protocol: u32,
+    class: u32,
+    /// By which the packet came.
+    interface: u32,
+}
+
+impl<A: Ip> Question<A> {
+    /// Where its answer is kept.
+    #[inline(always)]
+    fn place(&self) -> u32 {
+        let [from, to] = self.ports;
+        (u32::from(from) ^ u32::from(to) ^ self.interface).wrapping_mul(MULTIPLIER) >> (u32::BITS - HOPS.ilog2())
+    }
+}
+
+/// How many answers each CPU keeps: as many flows as send more than a packet in a tick.
+pub const HOPS: u32 = 128;
+/// A prime near 2^32 divided by the golden ratio.
+const MULTIPLIER: u32 = 0x9e37_79b1;
+
+/// To where packets of a flow go on. It is so for the rest of the tick in which the kernel was asked.
+#[repr(C)]
+pub struct Hop<A> {
+    question: Question<A>,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    asked: u64,
+    leads: Leads,
+    /// The way back to who sends the packets is that by which they come.
+    is_honest: bool,
+    /// What fits through in one piece, bytes from the network header on.
+    longest: u16,
     route: Route,
     /// From there to who has sent it.
     back: Route,
     neighbour: Neighbour,
-    /// It leads to a pod, into which packets may be put.
-    is_pod: bool,
 }
 
-impl Hop {
+/// Where a route leads.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    /// Where only the stack may send packets.
+    ToStack = 0,
+    /// To a pod, into which packets may be put.
+    ToPod = 1,
+    /// To a neighbour of the node.
+    ToNeighbour = 2,
+}
+
+impl<A> Hop<A> {
     /// The interface that leads to a pod.
     #[inline(always)]
     pub fn pod(&self) -> Option<InterfaceIndex> {
-        self.is_pod.then(|| InterfaceIndex::new(self.route.interface))
+        (self.leads == Leads::ToPod).then(|| InterfaceIndex::new(self.route.interface))
     }
 }
 
 /// A client's packet, which is translated. False: nothing was done, and it is for the stack.
 #[inline(never)]
-pub fn request<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
-    if !find::<A>(ctx, hop) || !send::<A>(ctx, hop) {
-        return false;
+pub fn request<A: Ip>(ctx: &TcContext) -> bool {
+    let Some(hop) = find::<A>(ctx) else { return false };
+    // So that the replies are looked at where they come from.
+    if hop.leads == Leads::ToPod && !maps::is_known(&hop.question.source) {
+        maps::note(&hop.question.source);
     }
-    if hop.is_pod {
-        // SAFETY: an address of this family, as `find` has written it; aligned to words.
-        let client = unsafe { &*(&raw const hop.route.source).cast::<A>() };
-        // So that the replies are looked at where they come from.
-        if !maps::is_known(client) {
-            maps::note(client);
-        }
-    }
-    true
+    send::<A>(ctx, hop)
 }
 
 /// A packet that may be a reply to a client of this node. True: it is translated and on its way.
 #[inline(always)]
 pub fn reply<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Result<bool, Reason> {
-    if !maps::is_known(&work.packet.tuple.destination) || !find::<A>(ctx, &mut work.hop) {
+    if !maps::is_known(&work.packet.tuple.destination) {
         return Ok(false);
     }
-    let Some(pod) = work.hop.pod() else { return Ok(false) };
+    let Some(hop) = find::<A>(ctx) else { return Ok(false) };
+    let Some(pod) = hop.pod() else { return Ok(false) };
     work.key = work.packet.tuple;
     work.key.interface = pod;
     let Some(entry) = maps::flow(Flows, &work.key) else { return Ok(false) };
     // SAFETY: a map value, valid for the run of the program; copied before anything is decided on it.
     work.found = unsafe { *entry };
     work.to = work.found.to;
-    if !has_replied(&work.found) || !is_honest::<A>(ctx, &mut work.hop) {
+    if !has_replied(&work.found) || !is_honest(ctx, hop) {
         return Ok(false);
     }
     account(entry, work.packet.flags, Packet::<A>::len(ctx), now());
     rewrite(ctx, &work.packet, &work.to)?;
-    if send::<A>(ctx, &mut work.hop) { Ok(true) } else { Err(Reason::Rewrite) }
+    if send::<A>(ctx, hop) { Ok(true) } else { Err(Reason::Rewrite) }
 }
 
-/// To where the stack would forward the packet, whose headers have nothing unusual. False: it is for the stack.
+/// To where the stack would forward the packet, whose headers have nothing unusual. `None`: it is for the stack.
 #[inline(never)]
-pub fn find<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
-    describe::<A>(ctx, &mut hop.route).is_some() && ask(ctx, hop)
+pub fn find<A: Ip>(ctx: &TcContext) -> Option<&'static mut Hop<A>> {
+    let (question, len) = describe::<A>(ctx)?;
+    let hop = A::hop(question.place())?;
+    let now = now();
+    if hop.asked != now || len > hop.longest || hop.question != question {
+        hop.question = question;
+        hop.asked = now;
+        ask(ctx, len, hop);
+    }
+    (hop.leads != Leads::ToStack).then_some(hop)
 }
 
-/// Writes down what the stack looks at when it chooses a route.
+/// What the stack looks at when it chooses a route, and how long a piece of the packet is, bytes.
 #[inline(always)]
-fn describe<A: Ip>(ctx: &TcContext, route: &mut Route) -> Option<()> {
+fn describe<A: Ip>(ctx: &TcContext) -> Option<(Question<A>, u16)> {
     let (addresses, protocol, _) = A::glance(ctx)?;
     let (class, hops) = A::class_and_hops(ctx)?;
     let ports = bytes::<[u16; 2]>(ctx, transport::<A>())?;
@@ -175,23 +224,40 @@ fn describe<A: Ip>(ctx: &TcContext, route: &mut Route) -> Option<()> {
     let segment = skb.gso_size;
     // What is to be cut goes out in pieces of this length.
     let len = if segment == 0 { Packet::<A>::len(ctx) as usize } else { A::HEADER_LEN + header + segment as usize };
-    route.ports = *ports;
-    route.len = u16::try_from(len).ok()?;
-    route.ask_for(interface(ctx), addresses[0], addresses[1], protocol, class);
-    Some(())
+    let question = Question {
+        source: addresses[0],
+        destination: addresses[1],
+        ports: *ports,
+        protocol: u32::from(protocol),
+        class,
+        interface: interface(ctx),
+    };
+    Some((question, u16::try_from(len).ok()?))
 }
 
 /// Has the kernel look the route up.
 #[inline(always)]
-fn ask(ctx: &TcContext, hop: &mut Hop) -> bool {
-    let own = hop.route.interface;
-    let Some(from) = free(own) else { return false };
+fn ask<A: Ip>(ctx: &TcContext, len: u16, hop: &mut Hop<A>) {
+    hop.leads = Leads::ToStack;
+    hop.is_honest = false;
+    // Whatever is longer asks again.
+    hop.longest = len;
+    let Some(from) = free(hop.question.interface) else { return };
+    hop.route.ports = hop.question.ports;
+    hop.route.len = len;
+    let Question { source, destination, protocol, class, interface, .. } = hop.question;
+    hop.route.ask_for(interface, source, destination, protocol, class);
     // Of the way back to where it came from the stack tells the sender.
-    if !look_up(ctx, &mut hop.route) || hop.route.interface == own {
-        return false;
+    if !look_up(ctx, &mut hop.route) || hop.route.interface == interface {
+        return;
     }
-    hop.is_pod = free(hop.route.interface).is_some();
-    hop.is_pod || from.flags & interface_flags::BYPASS_UPLINK != 0 && has_neighbour(&hop.route)
+    hop.longest = hop.route.len;
+    if free(hop.route.interface).is_some() {
+        hop.leads = Leads::ToPod;
+    } else if from.flags & interface_flags::BYPASS_UPLINK != 0 && has_neighbour(&hop.route) {
+        hop.neighbour = Neighbour { family: u32::from(hop.route.family), address: hop.route.destination };
+        hop.leads = Leads::ToNeighbour;
+    }
 }
 
 /// The kernel's answer replaces the question. False: there is no route, or nobody is known there.
@@ -218,24 +284,25 @@ fn free(interface: u32) -> Option<PodInterface> {
 /// Whether the stack would send packets to the source of this one, which goes to `hop`, by the interface that it came by: the
 /// sender may have forged it (RFC 3704 section 2.2).
 #[inline(never)]
-pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
-    let (Some((addresses, protocol, _)), Some((class, _))) = (A::glance(ctx), A::class_and_hops(ctx)) else {
-        return false;
-    };
-    let route = &mut hop.back;
-    // As the stack does, without ports.
-    route.ports = [0; 2];
-    route.len = 0;
-    route.ask_for(hop.route.interface, addresses[1], addresses[0], protocol, class);
-    look_up(ctx, route) && route.interface == interface(ctx)
+pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop<A>) -> bool {
+    if !hop.is_honest {
+        // As the stack does, without ports.
+        hop.back.ports = [0; 2];
+        hop.back.len = 0;
+        let Question { source, destination, protocol, class, interface, .. } = hop.question;
+        hop.back.ask_for(hop.route.interface, destination, source, protocol, class);
+        hop.is_honest = look_up(ctx, &mut hop.back) && hop.back.interface == interface;
+    }
+    hop.is_honest
 }
 
 /// Sends the packet there. False: it could not be, which its headers would have told before.
 #[inline(always)]
-pub fn send<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
+pub fn send<A: Ip>(ctx: &TcContext, hop: &mut Hop<A>) -> bool {
     let Some(ethernet) = ptr_at::<EthernetAddresses>(ctx, 0) else { return false };
     let route = &hop.route;
-    if hop.is_pod {
+    let is_pod = hop.leads == Leads::ToPod;
+    if is_pod {
         // SAFETY: bounds were checked by `ptr_at`.
         unsafe {
             *ethernet = EthernetAddresses { destination: route.ethernet_destination, source: route.ethernet_source };
@@ -246,11 +313,10 @@ pub fn send<A: Ip>(ctx: &TcContext, hop: &mut Hop) -> bool {
     }
     // SAFETY: has no preconditions but for a description of the neighbour that is one.
     let verdict = unsafe {
-        if hop.is_pod {
+        if is_pod {
             bpf_redirect_peer(route.interface, 0)
         } else {
             set_mark(ctx);
-            hop.neighbour = Neighbour { family: u32::from(route.family), address: route.destination };
             bpf_redirect_neigh(route.interface, (&raw mut hop.neighbour).cast(), len::<Neighbour>(), 0)
         }
     };

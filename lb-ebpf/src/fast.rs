@@ -55,10 +55,7 @@ pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
     if follow(ctx, entry, &to, now).is_none() {
         return LONG_WAY;
     }
-    if bypass::is_on()
-        && bypass::is_answered(attempt)
-        && A::workspace().is_some_and(|work| bypass::request::<A>(ctx, &mut work.hop))
-    {
+    if bypass::is_on() && bypass::is_answered(attempt) && bypass::request::<A>(ctx) {
         return TC_ACT_REDIRECT;
     }
     set_mark(ctx);
@@ -71,17 +68,14 @@ pub fn from_pod<A: Ip>(ctx: &TcContext) -> i32 {
 pub fn reply<A: Ip>(ctx: &TcContext) -> i32 {
     let mut tuple = MaybeUninit::uninit();
     let Some(tuple) = read::<A>(ctx, &mut tuple) else { return TC_ACT_UNSPEC };
-    let Some(work) = A::workspace() else { return TC_ACT_UNSPEC };
-    if !bypass::find::<A>(ctx, &mut work.hop) {
-        return TC_ACT_UNSPEC;
-    }
-    let Some(pod) = work.hop.pod() else { return TC_ACT_UNSPEC };
+    let Some(hop) = bypass::find::<A>(ctx) else { return TC_ACT_UNSPEC };
+    let Some(pod) = hop.pod() else { return TC_ACT_UNSPEC };
     tuple.interface = pod;
     let Some(entry) = maps::flow(Flows, tuple) else { return TC_ACT_UNSPEC };
     // SAFETY: as above.
     let (has_replied, to) = unsafe { (bypass::has_replied(&*entry), (*entry).to) };
-    let is_reply = has_replied && bypass::is_honest::<A>(ctx, &mut work.hop);
-    let is_sent = is_reply && follow(ctx, entry, &to, now()).is_some() && bypass::send::<A>(ctx, &mut work.hop);
+    let is_reply = has_replied && bypass::is_honest(ctx, hop);
+    let is_sent = is_reply && follow(ctx, entry, &to, now()).is_some() && bypass::send(ctx, hop);
     if is_sent { TC_ACT_REDIRECT } else { TC_ACT_UNSPEC }
 }
 

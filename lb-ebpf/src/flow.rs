@@ -112,7 +112,7 @@ fn translate<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>, hook: Hook, may_by
         // The stack would find its source on the wrong side of the interface.
         return send_back(ctx);
     }
-    if may_bypass && bypass::request::<A>(ctx, &mut work.hop) {
+    if may_bypass && bypass::request::<A>(ctx) {
         return Ok(Next::Redirect);
     }
     set_mark(ctx);

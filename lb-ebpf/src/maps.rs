@@ -14,7 +14,7 @@ use lb_common::abi::{
 use lb_common::{Address, Address4, Address6, Protocol, Tuple};
 
 use crate::atomic::set;
-use crate::bypass::Hop;
+use crate::bypass::{HOPS, Hop};
 use crate::direct::SocketTuple;
 use crate::ip::Network;
 use crate::packet::Packet;
@@ -73,6 +73,7 @@ pub trait Maps: Address {
     fn fragments() -> &'static Lru<FragmentKey<Self>, Fragment>;
     fn sockets() -> &'static Lru<SocketKey<Self>, SocketPeer<Self>>;
     fn workspace() -> Option<&'static mut Workspace<Self>>;
+    fn hop(place: u32) -> Option<&'static mut Hop<Self>>;
 }
 
 /// What does not fit into the 512 bytes of a program's stack. A CPU runs one program at a time, so each has one.
@@ -106,8 +107,6 @@ pub struct Workspace<A> {
     /// One of the frontends that lead to a backend.
     pub origin_key: OriginKey<A>,
     pub origin: Origin<A>,
-    /// To where the packet goes on, past the stack.
-    pub hop: Hop,
     /// The choice by which a suspect was found that is to be tried.
     pub probe: u32,
     /// The id of a backend that is not to be found again.
@@ -121,7 +120,7 @@ pub struct Workspace<A> {
 }
 
 macro_rules! family {
-    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $origins:ident, $detours:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident) => {
+    ($address:ty, $frontends:ident, $vips:ident, $backends:ident, $stats:ident, $flows:ident, $half_open:ident, $health:ident, $origins:ident, $detours:ident, $affinity:ident, $fragments:ident, $sockets:ident, $workspace:ident, $hops:ident) => {
         #[btf_map]
         static $frontends: Hash<FrontendKey<$address>, Frontend> = HashMap::new();
         #[btf_map]
@@ -148,6 +147,8 @@ macro_rules! family {
         static $sockets: Lru<SocketKey<$address>, SocketPeer<$address>> = LruHashMap::new();
         #[btf_map]
         static $workspace: PerCpuArray<Workspace<$address>, 1> = PerCpuArray::new();
+        #[btf_map]
+        static $hops: PerCpuArray<Hop<$address>, { HOPS as usize }> = PerCpuArray::new();
 
         impl Maps for $address {
             #[inline(always)]
@@ -202,6 +203,11 @@ macro_rules! family {
                 // SAFETY: of this CPU, valid for the run of the program, which asks once.
                 $workspace.get_ptr_mut(0).map(|workspace| unsafe { &mut *workspace })
             }
+            #[inline(always)]
+            fn hop(place: u32) -> Option<&'static mut Hop<Self>> {
+                // SAFETY: of this CPU, valid for the run of the program, which asks once for each packet that it sends on.
+                $hops.get_ptr_mut(place).map(|hop| unsafe { &mut *hop })
+            }
         }
     };
 }
@@ -220,7 +226,8 @@ family!(
     AFFINITY_4,
     FRAGMENTS_4,
     SOCKETS_4,
-    WORKSPACE_4
+    WORKSPACE_4,
+    HOPS_4
 );
 family!(
     Address6,
@@ -236,7 +243,8 @@ family!(
     AFFINITY_6,
     FRAGMENTS_6,
     SOCKETS_6,
-    WORKSPACE_6
+    WORKSPACE_6,
+    HOPS_6
 );
 
 /// Counts look-ups in builds made for counting them, and is nothing in all others.
