@@ -14,7 +14,7 @@ use crate::clock::now;
 use crate::flow::account;
 use crate::ip::Ip;
 use crate::maps::Table::{Flows, HalfOpen};
-use crate::maps::{self, Workspace};
+use crate::maps::{self, Table, Workspace};
 use crate::packet::{self, Packet, set_mark};
 use crate::rewrite::rewrite;
 use crate::select::{is_current, select};
@@ -41,10 +41,14 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
     work.now = now();
     work.to = work.found.to;
     work.key = work.to.swap();
-    if !may_go_on(ctx, &work.found, work) || !has_mirror(work) {
+    if !may_go_on(ctx, &work.found, work) {
         remove(work);
         return None;
     }
+    let Some((table, mirror)) = mirror(work) else {
+        remove(work);
+        return None;
+    };
     account(entry, work.packet.flags, Packet::<A>::len(ctx), work.now);
     if work.packet.is_syn() {
         let is_copy = work.now.saturating_sub(work.found.last_seen) < COPY;
@@ -53,13 +57,12 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         }
         return Some(Some(work.found.hook));
     }
-    let has_left = has_left(work);
-    if has_left || is_proved(ctx, &work.found, work) {
+    if table == Flows || is_proved(ctx, &work.found, mirror, work) {
         // SAFETY: as above.
-        work.entry = unsafe { *entry };
-        // The kernel may have given the entry to another flow since it was found.
-        if work.entry.to == work.to {
-            promote(has_left, work);
+        (work.entry, work.mirror) = unsafe { (*entry, *mirror) };
+        // The kernel may have given the entries to other flows since they were found.
+        if work.entry.to == work.to && work.mirror.leads_back_to(&work.packet.tuple) {
+            promote(table, work);
         }
     }
     Some(Some(work.found.hook))
@@ -83,23 +86,29 @@ fn may_go_on<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
     is_current::<A>(flow.backend, flow.generation)
 }
 
-/// Whether the mirror of the packet's flow is there; one that was evicted is put back, unless another flow has its place.
+/// The mirror of the packet's flow, and where it is; one that was evicted is put back. `None`: another flow has its place.
 #[inline(always)]
-fn has_mirror<A: Ip>(work: &mut Workspace<A>) -> bool {
-    if let Some(mirror) = maps::any_flow(&work.key) {
-        // SAFETY: a map value, valid for the run of the program.
-        return unsafe { (*mirror).leads_back_to(&work.packet.tuple) };
-    }
+fn mirror<A: Ip>(work: &mut Workspace<A>) -> Option<(Table, *mut Flow<A>)> {
+    let found = match maps::flow(Flows, &work.key) {
+        // Put back there, it takes the answers that would prove the flow.
+        Some(mirror) => (Flows, mirror),
+        None => (HalfOpen, maps::flow(HalfOpen, &work.key).or_else(|| put_mirror_back(work))?),
+    };
+    // SAFETY: a map value, valid for the run of the program.
+    unsafe { (*found.1).leads_back_to(&work.packet.tuple) }.then_some(found)
+}
+
+#[inline(always)]
+fn put_mirror_back<A: Ip>(work: &mut Workspace<A>) -> Option<*mut Flow<A>> {
     work.entry = work.found;
     work.entry.last_seen = work.now;
     work.entry.make_other_half(&work.packet.tuple);
-    maps::add_flow(HalfOpen, &work.key, &work.entry)
+    maps::add_flow(HalfOpen, &work.key, &work.entry).then(|| maps::flow(HalfOpen, &work.key))?
 }
 
 /// Whether the client goes on with what the backend has answered.
 #[inline(always)]
-fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> bool {
-    let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return false };
+fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, mirror: *mut Flow<A>, work: &Workspace<A>) -> bool {
     // SAFETY: a map value, valid for the run of the program.
     let (reset, expected) = unsafe { ((*mirror).reset, (*mirror).sequence) };
     if flow.attempt & attempt::ANSWERED == 0 {
@@ -110,24 +119,12 @@ fn is_proved<A: Ip>(ctx: &TcContext, flow: &Flow<A>, work: &Workspace<A>) -> boo
         && (expected == 0 || work.packet.numbers(ctx).1.wrapping_sub(expected) < ACKNOWLEDGED)
 }
 
-/// Whether the mirror is among the others already: put back there, it takes the answers that would prove the flow.
+/// Moves a flow, whose halves are `work.entry` and `work.mirror`, to the others; the mirror from this table.
 #[inline(always)]
-fn has_left<A: Ip>(work: &Workspace<A>) -> bool {
-    // SAFETY: a map value, valid for the run of the program.
-    maps::flow(Flows, &work.key).is_some_and(|mirror| unsafe { (*mirror).leads_back_to(&work.packet.tuple) })
-}
-
-/// Moves a flow, whose client's half is `work.entry`, to the others; `has_left`: its mirror is there.
-#[inline(always)]
-fn promote<A: Ip>(has_left: bool, work: &mut Workspace<A>) {
+fn promote<A: Ip>(table: Table, work: &mut Workspace<A>) {
     // The mirror first: a client's half without one would let replies pass untranslated.
-    if !has_left {
-        let Some(mirror) = maps::flow(HalfOpen, &work.key) else { return };
-        // SAFETY: a map value, valid for the run of the program.
-        work.mirror = unsafe { *mirror };
-        if !work.mirror.leads_back_to(&work.packet.tuple) || !maps::put_flow(Flows, &work.key, &work.mirror) {
-            return;
-        }
+    if table == HalfOpen && !maps::put_flow(Flows, &work.key, &work.mirror) {
+        return;
     }
     if !maps::put_flow(Flows, &work.packet.tuple, &work.entry) {
         return;

@@ -107,6 +107,8 @@ pub struct Workspace<A> {
     /// One of the frontends that lead to a backend.
     pub origin_key: OriginKey<A>,
     pub origin: Origin<A>,
+    /// There is an entry for such replies.
+    pub is_key_there: bool,
     /// The choice by which a suspect was found that is to be tried.
     pub probe: u32,
     /// The id of a backend that is not to be found again.

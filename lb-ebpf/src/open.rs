@@ -60,9 +60,12 @@ pub fn enter<A: Ip>(ctx: &TcContext, service_port: u32, hook: Hook, work: &mut W
 }
 
 /// Where a flow belongs that is about to be opened. Of one that was established, and whose client's half was evicted, the mirror is
-/// there still: it would keep answers from the half-open ones.
+/// there still: it would keep answers from the half-open ones. Follows [`take`], which has looked.
 #[inline(always)]
 pub fn table_for<A: Ip>(work: &mut Workspace<A>) -> Table {
+    if !work.is_key_there {
+        return Table::HalfOpen;
+    }
     work.key = work.to.swap();
     let Some(mirror) = maps::flow(Table::Flows, &work.key) else { return Table::HalfOpen };
     // SAFETY: a map value, valid for the run of the program.
@@ -281,7 +284,9 @@ pub fn spare<A: Ip>(from: &Tuple<A>, attempt: u32) -> u16 {
 #[inline(never)]
 pub fn replies_are_free<A: Ip>(work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
-    let Some(present) = maps::any_flow(&work.key) else { return true };
+    let present = maps::any_flow(&work.key);
+    work.is_key_there = present.is_some();
+    let Some(present) = present else { return true };
     // SAFETY: a map value, valid for the run of the program.
     work.owner = unsafe { (*present).to }.swap();
     if work.owner == work.packet.tuple {
