@@ -47,7 +47,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     /// A number that depends on each bit of two addresses and of the seed.
     fn digest(source: Self, destination: Self, seed: u64) -> u64;
 
-    /// The bit of `ADDRESSES` that stands for this address, and for others; less than [`ADDRESS_BITS`].
+    /// The bit of `ADDRESSES` and `SOURCES` that stands for this address, and for others; less than [`ADDRESS_BITS`].
     fn bit(self) -> u32;
 
     /// `None` for an address of the other family.
@@ -57,7 +57,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     fn ip(self) -> IpAddr;
 }
 
-/// Bits of `ADDRESSES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and all
+/// Bits of `ADDRESSES`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and all
 /// of them are 128 KiB, which stay in a processor's cache.
 pub const ADDRESS_BITS: u32 = 1 << 20;
 

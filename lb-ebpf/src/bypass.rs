@@ -141,18 +141,18 @@ pub struct Hop<A> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leads {
     /// Where only the stack may send packets.
-    ToStack = 0,
+    Stack = 0,
     /// To a pod, into which packets may be put.
-    ToPod = 1,
+    Pod = 1,
     /// To a neighbour of the node.
-    ToNeighbour = 2,
+    Neighbour = 2,
 }
 
 impl<A> Hop<A> {
     /// The interface that leads to a pod.
     #[inline(always)]
     pub fn pod(&self) -> Option<InterfaceIndex> {
-        (self.leads == Leads::ToPod).then(|| InterfaceIndex::new(self.route.interface))
+        (self.leads == Leads::Pod).then(|| InterfaceIndex::new(self.route.interface))
     }
 }
 
@@ -161,7 +161,7 @@ impl<A> Hop<A> {
 pub fn request<A: Ip>(ctx: &TcContext) -> bool {
     let Some(hop) = find::<A>(ctx) else { return false };
     // So that the replies are looked at where they come from.
-    if hop.leads == Leads::ToPod && !maps::is_known(&hop.question.source) {
+    if hop.leads == Leads::Pod && !maps::is_known(&hop.question.source) {
         maps::note(&hop.question.source);
     }
     send::<A>(ctx, hop)
@@ -200,7 +200,7 @@ pub fn find<A: Ip>(ctx: &TcContext) -> Option<&'static mut Hop<A>> {
         hop.asked = now;
         ask(ctx, len, hop);
     }
-    (hop.leads != Leads::ToStack).then_some(hop)
+    (hop.leads != Leads::Stack).then_some(hop)
 }
 
 /// What the stack looks at when it chooses a route, and how long a piece of the packet is, bytes.
@@ -238,7 +238,7 @@ fn describe<A: Ip>(ctx: &TcContext) -> Option<(Question<A>, u16)> {
 /// Has the kernel look the route up.
 #[inline(always)]
 fn ask<A: Ip>(ctx: &TcContext, len: u16, hop: &mut Hop<A>) {
-    hop.leads = Leads::ToStack;
+    hop.leads = Leads::Stack;
     hop.is_honest = false;
     // Whatever is longer asks again.
     hop.longest = len;
@@ -253,10 +253,10 @@ fn ask<A: Ip>(ctx: &TcContext, len: u16, hop: &mut Hop<A>) {
     }
     hop.longest = hop.route.len;
     if free(hop.route.interface).is_some() {
-        hop.leads = Leads::ToPod;
+        hop.leads = Leads::Pod;
     } else if from.flags & interface_flags::BYPASS_UPLINK != 0 && has_neighbour(&hop.route) {
         hop.neighbour = Neighbour { family: u32::from(hop.route.family), address: hop.route.destination };
-        hop.leads = Leads::ToNeighbour;
+        hop.leads = Leads::Neighbour;
     }
 }
 
@@ -301,7 +301,7 @@ pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop<A>) -> bool {
 pub fn send<A: Ip>(ctx: &TcContext, hop: &mut Hop<A>) -> bool {
     let Some(ethernet) = ptr_at::<EthernetAddresses>(ctx, 0) else { return false };
     let route = &hop.route;
-    let is_pod = hop.leads == Leads::ToPod;
+    let is_pod = hop.leads == Leads::Pod;
     if is_pod {
         // SAFETY: bounds were checked by `ptr_at`.
         unsafe {

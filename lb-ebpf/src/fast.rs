@@ -84,6 +84,9 @@ pub fn reply<A: Ip>(ctx: &TcContext) -> i32 {
 pub fn to_pod<A: Ip>(ctx: &TcContext) -> i32 {
     let mut tuple = MaybeUninit::uninit();
     let Some(tuple) = read::<A>(ctx, &mut tuple) else { return LONG_WAY };
+    if !maps::is_source(&tuple.source) {
+        return TC_ACT_UNSPEC;
+    }
     let Some(entry) = maps::flow(Flows, tuple) else {
         return if maps::flow(HalfOpen, tuple).is_some() { LONG_WAY } else { TC_ACT_UNSPEC };
     };

@@ -184,7 +184,7 @@ fn keep_mirror<A: Ip>(now: u64, work: &mut Workspace<A>) -> bool {
     work.entry = work.found;
     work.entry.last_seen = now;
     work.entry.make_other_half(&work.packet.tuple);
-    maps::add_flow(Flows, &work.key, &work.entry)
+    maps::add_mirror(Flows, &work.key, &work.entry)
 }
 
 /// Removes the packet's flow, which leads to `work.to`, and its mirror unless that belongs to another flow.

@@ -103,7 +103,7 @@ fn put_mirror_back<A: Ip>(work: &mut Workspace<A>) -> Option<*mut Flow<A>> {
     work.entry = work.found;
     work.entry.last_seen = work.now;
     work.entry.make_other_half(&work.packet.tuple);
-    maps::add_flow(HalfOpen, &work.key, &work.entry).then(|| maps::flow(HalfOpen, &work.key))?
+    maps::add_mirror(HalfOpen, &work.key, &work.entry).then(|| maps::flow(HalfOpen, &work.key))?
 }
 
 /// Whether the client goes on with what the backend has answered.
@@ -205,7 +205,7 @@ pub fn probe<A: Ip>(ctx: &TcContext, service_port: u32, work: &mut Workspace<A>)
         work.mirror.generation = work.selected.generation;
         work.mirror.hook = Hook::ToPod;
         work.mirror.attempt = attempt::PROBE | work.probe;
-        if maps::add_flow(HalfOpen, &work.key, &work.mirror) {
+        if maps::add_mirror(HalfOpen, &work.key, &work.mirror) {
             A::send_copy(ctx, work);
         }
     }

@@ -39,7 +39,10 @@ static BUDGETS: Array<Budget, 1, MMAPABLE> = Array::new();
 /// A bit for every address that a packet of a flow may be for: that is served, or was since the map was made, or is dialled directly.
 /// No bit is ever cleared.
 #[btf_map]
-static ADDRESSES: Array<u64, { ADDRESS_BITS as usize / 64 }, MMAPABLE> = Array::new();
+static ADDRESSES: Bits = Array::new();
+/// A bit for every address that replies of a flow may come from. As above.
+#[btf_map]
+static SOURCES: Bits = Array::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, PodInterface, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -47,6 +50,7 @@ static REFUSALS: PerCpuArray<TokenBucket, { REFUSAL_BUCKETS as usize }> = PerCpu
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
 
+type Bits = Array<u64, { ADDRESS_BITS as usize / 64 }, MMAPABLE>;
 type Hash<K, V> = HashMap<K, V, 1, NO_PREALLOC>;
 type Lru<K, V> = LruHashMap<K, V, 1>;
 
@@ -304,6 +308,21 @@ pub fn add_flow<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool
     A::flows(table).insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
 }
 
+/// As [`add_flow`], for the half that replies find. Whatever adds one goes through here, or has called [`expect`].
+#[inline(always)]
+pub fn add_mirror<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
+    expect(&tuple.source);
+    add_flow(table, tuple, flow)
+}
+
+/// Has packets from this address looked at from now on, where they reach pods.
+#[inline(always)]
+pub fn expect<A: Maps>(source: &A) {
+    if !is_source(source) {
+        set_bit(&SOURCES, source);
+    }
+}
+
 /// False when there is no room.
 #[inline(always)]
 pub fn put_flow<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
@@ -331,16 +350,32 @@ pub fn health<A: Maps>(backend: u32) -> Option<*mut Health> {
 /// Whether this address may be one that is served, or that a flow leads from. False: it is certain that it is not.
 #[inline(always)]
 pub fn is_known<A: Maps>(address: &A) -> bool {
+    is_set(&ADDRESSES, address)
+}
+
+/// Whether a flow may have replies from this address.
+#[inline(always)]
+pub fn is_source<A: Maps>(address: &A) -> bool {
+    is_set(&SOURCES, address)
+}
+
+#[inline(always)]
+fn is_set<A: Maps>(bits: &Bits, address: &A) -> bool {
     let bit = address.bit();
     // SAFETY: an array entry, valid for the run of the program.
-    ADDRESSES.get_ptr(bit / 64).is_none_or(|word| unsafe { word.read_volatile() } >> (bit % 64) & 1 != 0)
+    bits.get_ptr(bit / 64).is_none_or(|word| unsafe { word.read_volatile() } >> (bit % 64) & 1 != 0)
 }
 
 /// Has packets to this address looked at from now on.
 #[inline(always)]
 pub fn note<A: Maps>(address: &A) {
+    set_bit(&ADDRESSES, address);
+}
+
+#[inline(always)]
+fn set_bit<A: Maps>(bits: &Bits, address: &A) {
     let bit = address.bit();
-    if let Some(word) = ADDRESSES.get_ptr_mut(bit / 64) {
+    if let Some(word) = bits.get_ptr_mut(bit / 64) {
         // SAFETY: as above.
         unsafe { set(word, 1 << (bit % 64)) };
     }

@@ -111,7 +111,7 @@ pub fn add_halves<A: Ip>(table: Table, work: &mut Workspace<A>) -> Result<(), Re
 /// Adds the entry for the replies, over what is left of an earlier one of the same flow.
 #[inline(always)]
 fn add_mirror<A: Ip>(table: Table, key: &Tuple<A>, mirror: &Flow<A>) -> Result<(), Reason> {
-    if maps::add_flow(table, key, mirror) {
+    if maps::add_mirror(table, key, mirror) {
         return Ok(());
     }
     if let Some(present) = maps::flow(table, key) {

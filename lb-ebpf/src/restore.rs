@@ -40,8 +40,9 @@ pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
     work.origin_key.address = work.key.source;
     work.origin_key.port = work.key.source_port;
     work.origin_key.protocol = work.key.protocol;
-    for number in 0..ORIGINS {
-        work.origin_key.number = number;
+    // Of 64 bits: half a place on the stack is forgotten by the verifier when the other half is written.
+    for number in 0..u64::from(ORIGINS) {
+        work.origin_key.number = (number & 0xff) as u8;
         let Some(origin) = maps::origin(&work.origin_key) else { return false };
         work.origin = origin;
         if work.key.protocol == Protocol::Sctp && work.origin.port != work.key.source_port {
@@ -107,8 +108,8 @@ fn add_mirror<A: Ip>(table: Table, work: &mut Workspace<A>) -> bool {
     work.mirror.last_seen = work.now;
     work.mirror.make_other_half(&work.owner);
     match table {
-        Flows => maps::add_flow(Flows, &work.key, &work.mirror),
-        HalfOpen => maps::add_flow(HalfOpen, &work.key, &work.mirror),
+        Flows => maps::add_mirror(Flows, &work.key, &work.mirror),
+        HalfOpen => maps::add_mirror(HalfOpen, &work.key, &work.mirror),
     }
 }
 

@@ -32,4 +32,4 @@ pub use crate::addr::{ADDRESS_BITS, Family};
 ///
 /// One version carries the maps of another over by the names of their fields: a new field is zero in what an older version
 /// wrote, so zero has to mean "not known" or "no" there; a field whose meaning changes gets another name.
-pub const LAYOUT: u32 = 6 + if cfg!(feature = "other-layout") { 1000 } else { 0 };
+pub const LAYOUT: u32 = 7 + if cfg!(feature = "other-layout") { 1000 } else { 0 };

@@ -89,6 +89,9 @@ pub struct Sizes {
 const FLOWS_PER_DETOUR: u32 = 8;
 /// Name of the map of addresses that the programs look at.
 const ADDRESSES: &str = "ADDRESSES";
+const SOURCES: &str = "SOURCES";
+/// What programs do not even look for but where a bit says so.
+const BITS: [&str; 2] = [ADDRESSES, SOURCES];
 /// Buckets for refusals, as the programs have it.
 const REFUSALS: u32 = 256;
 
@@ -180,6 +183,7 @@ impl Sizes {
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
             shape::<u32, Budget>("BUDGETS", service_ports),
             shape::<u32, u64>(ADDRESSES, ADDRESS_BITS / 64),
+            shape::<u32, u64>(SOURCES, ADDRESS_BITS / 64),
             shape::<u32, PodInterface>("INTERFACES", self.interfaces),
             shape::<u32, TokenBucket>("REFUSALS", REFUSALS),
             shape::<u32, u64>("REASONS", Reason::ALL.len() as u32),

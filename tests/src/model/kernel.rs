@@ -27,6 +27,7 @@ use crate::test_run::{SkBuff, test_run};
 const ROOM: u32 = 1 << 16;
 
 const ADDRESSES: &str = "ADDRESSES";
+const SOURCES: &str = "SOURCES";
 
 /// Programs and maps.
 pub struct Kernel {
@@ -290,9 +291,11 @@ impl Kernel {
         for id in 0..SERVICE_PORTS {
             self.map("BUDGETS")?.update(&id.to_ne_bytes(), &[0; 8])?;
         }
-        let addresses = self.map(ADDRESSES)?;
-        for (index, _) in addresses.entries()?.into_iter().filter(|(_, word)| word.iter().any(|byte| *byte != 0)) {
-            addresses.update(&index, &[0; 8])?;
+        for bits in [ADDRESSES, SOURCES] {
+            let bits = self.map(bits)?;
+            for (index, _) in bits.entries()?.into_iter().filter(|(_, word)| word.iter().any(|byte| *byte != 0)) {
+                bits.update(&index, &[0; 8])?;
+            }
         }
         self.hairpins.into_iter().try_for_each(|address| self.note(address))
     }

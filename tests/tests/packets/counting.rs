@@ -100,7 +100,10 @@ fn an_established_tcp_packet_costs_one_map_look_up() {
             let syn = packet::tcp(net.client, nobody, TcpFlags::SYN, b"");
             assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(syn.clone()).unwrap())), 4, "a SYN for no service");
             let direct = data(nobody, net.client);
-            assert_eq!(cost(&mut |datapath| drop(datapath.to_pod(direct.clone()).unwrap())), 2, "of no service");
+            assert_eq!(cost(&mut |datapath| drop(datapath.to_pod(direct.clone()).unwrap())), 0, "of no service");
+            let beside = data(SocketAddr::new(backend.ip(), 1), net.client);
+            let sent = cost(&mut |datapath| drop(datapath.to_pod(beside.clone()).unwrap()));
+            assert_eq!(sent, 2, "from another port of a backend, in neither table of flows");
             let answer = packet::tcp(net.client, nobody, TcpFlags::SYN_ACK, b"");
             assert_eq!(cost(&mut |datapath| drop(datapath.from_pod(answer.clone()).unwrap())), 2, "a server's answer");
         }

@@ -58,7 +58,7 @@ fn a_hundred_thousand_flows_come_back_as_they_were() {
 
 /// Programs do not look at packets to an address that was never served, as far as they know.
 #[test]
-fn a_connection_to_a_deleted_service_outlives_the_map_that_says_which_addresses_to_look_at() {
+fn a_connection_to_a_deleted_service_outlives_the_maps_that_say_which_addresses_to_look_at() {
     needs_root!();
     let cluster = Cluster::new();
     let agent = cluster.start(Build::Shipped);
@@ -70,7 +70,9 @@ fn a_connection_to_a_deleted_service_outlives_the_map_that_says_which_addresses_
     wait_until("the service is gone", SYNC, || http_get(client, vip).is_err().then_some(())).unwrap();
     connection.get().unwrap();
     agent.stop().unwrap();
-    fs::remove_file(Pins::new(cluster.node().bpffs()).map("ADDRESSES")).unwrap();
+    for bits in ["ADDRESSES", "SOURCES"] {
+        fs::remove_file(Pins::new(cluster.node().bpffs()).map(bits)).unwrap();
+    }
     for build in [Build::Shipped, Build::Other, Build::Shipped] {
         let agent = cluster.start(build);
         cluster.assert_is_at_rest(build.layout());

@@ -16,7 +16,7 @@ use super::types::Types;
 use crate::dataplane::maps::shared;
 use crate::dataplane::raw_map::{Put, RawMap, Walk};
 use crate::dataplane::shared_array::SharedArray;
-use crate::dataplane::{ADDRESSES, Pins, Sizes, clock, flag_for, test_hooks};
+use crate::dataplane::{BITS, Pins, Sizes, clock, flag_for, test_hooks};
 
 /// How many entries to read at a time.
 const MANY: usize = 4096;
@@ -42,7 +42,7 @@ pub(super) enum Which {
 pub(super) struct Carrier {
     from: String,
     maps: Vec<Pair>,
-    addresses: Addresses,
+    bits: [Bits; BITS.len()],
     /// When the last walk began: entries that were of use before that have been carried.
     since: u64,
 }
@@ -57,20 +57,20 @@ pub(super) struct Carried {
     pub(super) without_room: u64,
 }
 
-/// The bits of addresses.
-struct Addresses {
+/// A map of bits of addresses.
+struct Bits {
     /// None where there is no such map, or its bits mean something else.
     from: Option<SharedArray<u64>>,
     to: SharedArray<u64>,
 }
 
-impl Addresses {
-    fn open(from: &Pins, to: &Pins) -> Result<Self> {
-        let to = shared::<u64>(to, ADDRESSES, true)?;
-        let from = from.map(ADDRESSES).exists().then(|| shared::<u64>(from, ADDRESSES, false)).transpose()?;
+impl Bits {
+    fn open(name: &str, from: &Pins, to: &Pins) -> Result<Self> {
+        let to = shared::<u64>(to, name, true)?;
+        let from = from.map(name).exists().then(|| shared::<u64>(from, name, false)).transpose()?;
         let from = from.filter(|from| from.len() == to.len());
         if from.is_none() {
-            info!("which addresses were served before is not known: packets to all of them are looked at from now on");
+            info!(map = name, "which addresses flows have had is not known: packets of all are looked at from now on");
         }
         Ok(Self { from, to })
     }
@@ -118,7 +118,7 @@ impl Carrier {
                 continue;
             };
             let is_unserved = sizes.unserved.is_some_and(|family| name.ends_with(suffix(family)));
-            if name == ADDRESSES || is_unserved || !from.0.map(name).exists() {
+            if BITS.contains(&name) || is_unserved || !from.0.map(name).exists() {
                 continue;
             }
             let open = |pins: &Pins| {
@@ -141,8 +141,9 @@ impl Carrier {
             let (key, value) = (Translation::between(old_key, new_key), Translation::between(old_value, new_value));
             maps.push(Pair { name, kind, from, to, key, value, time });
         }
-        let addresses = Addresses::open(from.0, to.0)?;
-        Ok(Self { from: from.0.layout().display().to_string(), maps, addresses, since: 0 })
+        let [addresses, sources] = BITS.map(|name| Bits::open(name, from.0, to.0));
+        let bits = [addresses?, sources?];
+        Ok(Self { from: from.0.layout().display().to_string(), maps, bits, since: 0 })
     }
 
     pub(super) fn carry(&mut self, which: Which, carried: &mut Carried) -> Result<()> {
@@ -154,8 +155,8 @@ impl Carrier {
                     .with_context(|| format!("cannot carry {} over from {}", pair.name, self.from))?;
             }
         }
-        // Last: whoever finds a flow finds the bit of its address.
-        self.addresses.carry();
+        // Last: whoever finds a flow finds the bits of its addresses.
+        self.bits.iter().for_each(Bits::carry);
         debug!(from = self.from, which = ?which, duration_ms = start.elapsed().as_millis(), "entries carried");
         test_hooks::step();
         self.since = now.saturating_sub(MARGIN);

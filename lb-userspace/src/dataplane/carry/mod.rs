@@ -36,7 +36,7 @@ use self::types::Types;
 use super::attach::moving::{self, Role};
 use super::pins::{NEW, OLD};
 use super::{
-    ADDRESSES, Datapath, Maps, OBJECT, Object, Pins, Settings, Sizes, TurnedAway, test_hooks, wait_for_grace_period,
+    BITS, Datapath, Maps, OBJECT, Object, Pins, Settings, Sizes, TurnedAway, test_hooks, wait_for_grace_period,
 };
 
 /// Loads the programs, with the maps that are pinned if they fit, or with others that what is pinned is carried over to.
@@ -127,7 +127,7 @@ fn fits(pins: &Pins, layout: u32, types: &Types, sizes: &Sizes) -> bool {
             if path.exists() {
                 MapInfo::from_pin(path).is_ok_and(|map| shape.is_that_of(&map))
             } else {
-                shape.name != ADDRESSES
+                !BITS.contains(&shape.name)
             }
         })
         && Types::pinned(pins).is_ok_and(|old| old.is_none_or(is_same))
