@@ -47,7 +47,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     /// A number that depends on each bit of two addresses and of the seed.
     fn digest(source: Self, destination: Self, seed: u64) -> u64;
 
-    /// The bit of `ADDRESSES` and `SOURCES` that stands for this address, and for others; less than [`ADDRESS_BITS`].
+    /// The bit of `DESTINATIONS` and `SOURCES` that stands for this address, and for others; less than [`ADDRESS_BITS`].
     fn bit(self) -> u32;
 
     /// `None` for an address of the other family.
@@ -57,16 +57,17 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     fn ip(self) -> IpAddr;
 }
 
-/// Bits of `ADDRESSES`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and all
+/// Bits of `DESTINATIONS`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and all
 /// of them are 128 KiB, which stay in a processor's cache.
 pub const ADDRESS_BITS: u32 = 1 << 20;
 
-/// The upper bits of a product: cheaper than [`mix`], and even enough for addresses. Maps are carried from version to version bit by
-/// bit: with another function, or number of bits, the map needs another name.
+/// By [`mix`], since addresses come in rows: with one multiplication, whether an address shares a bit with one of a row is nearly the same for
+/// all of another row. Maps are carried from version to version bit by bit: with another function, or number of bits, they need other
+/// names.
 #[inline(always)]
 const fn bit(word: u64) -> u32 {
     const SHIFT: u32 = u64::BITS - ADDRESS_BITS.ilog2();
-    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> SHIFT & 0xffff_ffff) as u32
+    (mix(word) >> SHIFT & 0xffff_ffff) as u32
 }
 
 /// An IPv4 address.
@@ -202,3 +203,35 @@ macro_rules! like {
 
 like!(Address4, Ipv4Addr);
 like!(Address6, Ipv6Addr);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Of 50,000 addresses in a row, and others in rows of 250, none of which shares many of its bits with them.
+    fn rows_share_few_bits<A: Address>(served: impl Fn(u32) -> A, other: impl Fn(u32, u32) -> A) {
+        const ROW: u32 = 250;
+        let served: HashSet<_> = (0..50_000).map(|number| served(number).bit()).collect();
+        assert!(served.len() > 48_000, "{} bits", served.len());
+        for row in 0..500 {
+            let shared = (0..ROW).filter(|&number| served.contains(&other(row, number).bit())).count();
+            assert!(shared < ROW as usize / 5, "{shared} of {ROW} addresses share a bit, in row {row}");
+        }
+    }
+
+    #[test]
+    fn addresses_in_rows_share_few_bits() {
+        let v4 = |number: u32| Address4::from(Ipv4Addr::from(number));
+        rows_share_few_bits(|number| v4(0x0a60_0000 + number), |row, number| v4(0x0af4_0000 + row * 256 + number));
+        let v6 = |upper: u128, lower: u32| Address6::from(Ipv6Addr::from(upper << 64 | u128::from(lower)));
+        let upper = 0xfd00_0010_0244_0000;
+        rows_share_few_bits(
+            |number| v6(0xfd00_0010_0096_0000, number),
+            |row, number| v6(upper + u128::from(row), number),
+        );
+    }
+}

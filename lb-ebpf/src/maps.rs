@@ -39,7 +39,7 @@ static BUDGETS: Array<Budget, 1, MMAPABLE> = Array::new();
 /// A bit for every address that a packet of a flow may be for: that is served, or was since the map was made, or is dialled directly.
 /// No bit is ever cleared.
 #[btf_map]
-static ADDRESSES: Bits = Array::new();
+static DESTINATIONS: Bits = Array::new();
 /// A bit for every address that replies of a flow may come from. As above.
 #[btf_map]
 static SOURCES: Bits = Array::new();
@@ -350,7 +350,7 @@ pub fn health<A: Maps>(backend: u32) -> Option<*mut Health> {
 /// Whether this address may be one that is served, or that a flow leads from. False: it is certain that it is not.
 #[inline(always)]
 pub fn is_known<A: Maps>(address: &A) -> bool {
-    is_set(&ADDRESSES, address)
+    is_set(&DESTINATIONS, address)
 }
 
 /// Whether a flow may have replies from this address.
@@ -369,7 +369,7 @@ fn is_set<A: Maps>(bits: &Bits, address: &A) -> bool {
 /// Has packets to this address looked at from now on.
 #[inline(always)]
 pub fn note<A: Maps>(address: &A) {
-    set_bit(&ADDRESSES, address);
+    set_bit(&DESTINATIONS, address);
 }
 
 #[inline(always)]

@@ -17,7 +17,7 @@ use super::maps::{cpus, long, per_cpu, shared};
 use super::shared_array::{LongArray, SharedArray};
 use super::stale_sockets::Stale;
 use super::table::{Entry, Table, parse};
-use super::{ADDRESSES, MapUse, Names, Pins};
+use super::{DESTINATIONS, MapUse, Names, Pins};
 use crate::{plan, state};
 
 /// The maps of one family.
@@ -80,7 +80,7 @@ where
             half_open: Table::open(pins, names.half_open)?,
             health: Table::open(pins, names.health)?,
             origins: Table::open(pins, names.origins)?,
-            addresses: shared(pins, ADDRESSES, writable)?,
+            addresses: shared(pins, DESTINATIONS, writable)?,
             detours: Table::open(pins, names.detours)?,
             affinity: Table::open(pins, names.affinity)?,
             fragments: Table::open(pins, names.fragments)?,

@@ -88,10 +88,10 @@ pub struct Sizes {
 /// fails they are far fewer.
 const FLOWS_PER_DETOUR: u32 = 8;
 /// Name of the map of addresses that the programs look at.
-const ADDRESSES: &str = "ADDRESSES";
+const DESTINATIONS: &str = "DESTINATIONS";
 const SOURCES: &str = "SOURCES";
 /// What programs do not even look for but where a bit says so.
-const BITS: [&str; 2] = [ADDRESSES, SOURCES];
+const BITS: [&str; 2] = [DESTINATIONS, SOURCES];
 /// Buckets for refusals, as the programs have it.
 const REFUSALS: u32 = 256;
 
@@ -182,7 +182,7 @@ impl Sizes {
             shape::<u32, ServiceName>("SERVICE_NAMES", service_ports),
             shape::<u32, ServiceStats>("SERVICE_STATS", service_ports),
             shape::<u32, Budget>("BUDGETS", service_ports),
-            shape::<u32, u64>(ADDRESSES, ADDRESS_BITS / 64),
+            shape::<u32, u64>(DESTINATIONS, ADDRESS_BITS / 64),
             shape::<u32, u64>(SOURCES, ADDRESS_BITS / 64),
             shape::<u32, PodInterface>("INTERFACES", self.interfaces),
             shape::<u32, TokenBucket>("REFUSALS", REFUSALS),

@@ -26,7 +26,7 @@ use crate::test_run::{SkBuff, test_run};
 /// Room for entries in each table whose oldest entries are evicted: far more than there ever are, so that none is.
 const ROOM: u32 = 1 << 16;
 
-const ADDRESSES: &str = "ADDRESSES";
+const DESTINATIONS: &str = "DESTINATIONS";
 const SOURCES: &str = "SOURCES";
 
 /// Programs and maps.
@@ -231,12 +231,12 @@ impl Kernel {
     fn note(&self, address: IpAddr) -> Result<()> {
         let bit = bit(address);
         let word = self.addresses(bit / 64)? | 1 << (bit % 64);
-        self.map(ADDRESSES)?.update(&(bit / 64).to_ne_bytes(), &word.to_ne_bytes())
+        self.map(DESTINATIONS)?.update(&(bit / 64).to_ne_bytes(), &word.to_ne_bytes())
     }
 
     /// Bits of 64 addresses.
     fn addresses(&self, index: u32) -> Result<u64> {
-        let word = self.map(ADDRESSES)?.lookup(&index.to_ne_bytes())?.context("an array has all its entries")?;
+        let word = self.map(DESTINATIONS)?.lookup(&index.to_ne_bytes())?.context("an array has all its entries")?;
         Ok(u64::from_ne_bytes(word.as_slice().try_into()?))
     }
 
@@ -291,7 +291,7 @@ impl Kernel {
         for id in 0..SERVICE_PORTS {
             self.map("BUDGETS")?.update(&id.to_ne_bytes(), &[0; 8])?;
         }
-        for bits in [ADDRESSES, SOURCES] {
+        for bits in [DESTINATIONS, SOURCES] {
             let bits = self.map(bits)?;
             for (index, _) in bits.entries()?.into_iter().filter(|(_, word)| word.iter().any(|byte| *byte != 0)) {
                 bits.update(&index, &[0; 8])?;

@@ -70,7 +70,7 @@ fn a_connection_to_a_deleted_service_outlives_the_maps_that_say_which_addresses_
     wait_until("the service is gone", SYNC, || http_get(client, vip).is_err().then_some(())).unwrap();
     connection.get().unwrap();
     agent.stop().unwrap();
-    for bits in ["ADDRESSES", "SOURCES"] {
+    for bits in ["DESTINATIONS", "SOURCES"] {
         fs::remove_file(Pins::new(cluster.node().bpffs()).map(bits)).unwrap();
     }
     for build in [Build::Shipped, Build::Other, Build::Shipped] {
