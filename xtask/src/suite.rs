@@ -114,7 +114,8 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         }
         suite.step("image", |_| image::build().map(|_| true))?;
     }
-    // Each lab is a cluster, and mostly waits: two at a time, but for tests in which a busy machine shows as lost packets or time.
+    // Each lab is a cluster, and mostly waits (four keep two processors half busy), but for tests in which a busy machine shows as lost
+    // packets or time.
     let tests = lab_tests()?;
     for (name, is_alone) in [("lab", false), ("lab-alone", true)] {
         let mut lab = cargo("test");
@@ -128,7 +129,7 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         if options.filter.is_none() {
             lab.env(image::VARIABLE, image::archive());
         }
-        let threads = if is_alone { "--test-threads=1" } else { "--test-threads=2" };
+        let threads = if is_alone { "--test-threads=1" } else { "--test-threads=4" };
         suite.tests(name, lab.args(show).arg(threads).args(filter))?;
     }
     if options.filter.is_some() {
