@@ -57,8 +57,8 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     fn ip(self) -> IpAddr;
 }
 
-/// Bits of `DESTINATIONS`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and all
-/// of them are 128 KiB, which stay in a processor's cache.
+/// Bits of `DESTINATIONS`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and
+/// each is 128 KiB, which stay in a processor's cache.
 pub const ADDRESS_BITS: u32 = 1 << 20;
 
 /// By [`mix`], since addresses come in rows: with one multiplication, whether an address shares a bit with one of a row is nearly the same for
@@ -164,7 +164,8 @@ impl Address for Address6 {
     fn bit(self) -> u32 {
         let [a, b, c, d] = *self.as_words();
         let (upper, lower) = (u64::from(a) << 32 | u64::from(b), u64::from(c) << 32 | u64::from(d));
-        bit(upper.rotate_left(21) ^ lower)
+        // Multiplied, so that no group of the one half lies where one of the other does.
+        bit(upper.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ lower)
     }
 
     fn new(address: IpAddr) -> Option<Self> {
@@ -228,10 +229,17 @@ mod tests {
         let v4 = |number: u32| Address4::from(Ipv4Addr::from(number));
         rows_share_few_bits(|number| v4(0x0a60_0000 + number), |row, number| v4(0x0af4_0000 + row * 256 + number));
         let v6 = |upper: u128, lower: u32| Address6::from(Ipv6Addr::from(upper << 64 | u128::from(lower)));
-        let upper = 0xfd00_0010_0244_0000;
-        rows_share_few_bits(
-            |number| v6(0xfd00_0010_0096_0000, number),
-            |row, number| v6(upper + u128::from(row), number),
-        );
+        let upper = 0xfd00_0010_0096_0000;
+        for group in 0..4 {
+            let other = |row: u32| upper ^ u128::from(row + 1) << (16 * group);
+            rows_share_few_bits(|number| v6(upper, number), |row, number| v6(other(row), number));
+        }
+    }
+
+    /// Those of a map that is carried to another version.
+    #[test]
+    fn bits_are_the_same_in_every_version() {
+        assert_eq!(Address4::from(Ipv4Addr::new(10, 96, 0, 10)).bit(), 463_001);
+        assert_eq!(Address6::from(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 10)).bit(), 143_080);
     }
 }

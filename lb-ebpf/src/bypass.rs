@@ -6,7 +6,8 @@
 //! needs more than this is left to the stack.
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT, bpf_fib_lookup as KernelRoute, bpf_redir_neigh as KernelNeighbour,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_REDIRECT, bpf_fib_lookup as KernelRoute,
+    bpf_redir_neigh as KernelNeighbour,
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
@@ -240,17 +241,22 @@ fn describe<A: Ip>(ctx: &TcContext) -> Option<(Question<A>, u16)> {
 fn ask<A: Ip>(ctx: &TcContext, len: u16, hop: &mut Hop<A>) {
     hop.leads = Leads::Stack;
     hop.is_honest = false;
-    // Whatever is longer asks again.
-    hop.longest = len;
+    hop.longest = u16::MAX;
     let Some(from) = free(hop.question.interface) else { return };
     hop.route.ports = hop.question.ports;
     hop.route.len = len;
     let Question { source, destination, protocol, class, interface, .. } = hop.question;
     hop.route.ask_for(interface, source, destination, protocol, class);
+    let answer = look_up(ctx, &mut hop.route);
+    if answer == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        // It says nothing about shorter ones.
+        hop.asked = 0;
+    }
     // Of the way back to where it came from the stack tells the sender.
-    if !look_up(ctx, &mut hop.route) || hop.route.interface == interface {
+    if answer != i64::from(BPF_FIB_LKUP_RET_SUCCESS) || hop.route.interface == interface {
         return;
     }
+    // Whatever is longer asks again.
     hop.longest = hop.route.len;
     if free(hop.route.interface).is_some() {
         hop.leads = Leads::Pod;
@@ -260,13 +266,13 @@ fn ask<A: Ip>(ctx: &TcContext, len: u16, hop: &mut Hop<A>) {
     }
 }
 
-/// The kernel's answer replaces the question. False: there is no route, or nobody is known there.
+/// The kernel's answer replaces the question. Unless it is `BPF_FIB_LKUP_RET_SUCCESS`, there is no route, nobody is known there, or the
+/// packet is too long.
 #[inline(always)]
-fn look_up(ctx: &TcContext, route: &mut Route) -> bool {
+fn look_up(ctx: &TcContext, route: &mut Route) -> i64 {
     let route = core::ptr::from_mut(route).cast();
     // SAFETY: the context is valid for the run of the program, and the route as long as is said.
-    let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), route, len::<Route>(), 0) };
-    answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+    unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), route, len::<Route>(), 0) }
 }
 
 /// Whether the next hop has an Ethernet address. Interfaces without any, as of tunnels, give their own.
@@ -291,7 +297,8 @@ pub fn is_honest<A: Ip>(ctx: &TcContext, hop: &mut Hop<A>) -> bool {
         hop.back.len = 0;
         let Question { source, destination, protocol, class, interface, .. } = hop.question;
         hop.back.ask_for(hop.route.interface, destination, source, protocol, class);
-        hop.is_honest = look_up(ctx, &mut hop.back) && hop.back.interface == interface;
+        let answer = look_up(ctx, &mut hop.back);
+        hop.is_honest = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && hop.back.interface == interface;
     }
     hop.is_honest
 }

@@ -177,6 +177,7 @@ pub const fn is_mirror_due<A: Ip>(flow: &Flow<A>, now: u64) -> bool {
 fn keep_mirror<A: Ip>(now: u64, work: &mut Workspace<A>) -> bool {
     work.key = work.to.swap();
     if let Some(present) = maps::any_flow(&work.key) {
+        maps::expect(&work.key.source);
         // SAFETY: a map value, valid for the run of the program.
         work.owner = unsafe { (*present).to }.swap();
         return work.owner == work.packet.tuple;

@@ -61,7 +61,8 @@ pub fn follow<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> Option<Option<
         // SAFETY: as above.
         (work.entry, work.mirror) = unsafe { (*entry, *mirror) };
         // The kernel may have given the entries to other flows since they were found.
-        if work.entry.to == work.to && work.mirror.leads_back_to(&work.packet.tuple) {
+        let is_mirror = work.mirror.backend == work.entry.backend && work.mirror.generation == work.entry.generation;
+        if work.entry.to == work.to && is_mirror && work.mirror.leads_back_to(&work.packet.tuple) {
             promote(table, work);
         }
     }

@@ -316,7 +316,8 @@ impl Ip for Address6 {
 
     #[inline(always)]
     fn class_and_hops(ctx: &TcContext) -> Option<(u32, u8)> {
-        const CLASS_AND_LABEL: u32 = 0x0fff_ffff;
+        // Without congestion control, as above.
+        const CLASS_AND_LABEL: u32 = 0x0fcf_ffff;
 
         let ip = bytes::<Ipv6Header>(ctx, ETHERNET_LEN)?;
         Some((u32::from_ne_bytes(ip.version_class_flow) & CLASS_AND_LABEL.to_be(), ip.hop_limit))

@@ -308,14 +308,15 @@ pub fn add_flow<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool
     A::flows(table).insert(tuple, flow, u64::from(BPF_NOEXIST)).is_ok()
 }
 
-/// As [`add_flow`], for the half that replies find. Whatever adds one goes through here, or has called [`expect`].
+/// As [`add_flow`], for the half that replies find. Whatever else adds one, here or in the agent, has it from one that was added here.
 #[inline(always)]
 pub fn add_mirror<A: Maps>(table: Table, tuple: &Tuple<A>, flow: &Flow<A>) -> bool {
     expect(&tuple.source);
     add_flow(table, tuple, flow)
 }
 
-/// Has packets from this address looked at from now on, where they reach pods.
+/// Has packets from this address looked at from now on, where they reach pods. Called anew now and then for a flow in use: if the bit
+/// was lost, its replies come through again.
 #[inline(always)]
 pub fn expect<A: Maps>(source: &A) {
     if !is_source(source) {

@@ -28,6 +28,7 @@ pub fn restore<A: Ip>(ctx: &TcContext, work: &mut Workspace<A>) -> bool {
         // service cannot have these ports.
         // SAFETY: a map value, valid for the run of the program.
         work.owner = unsafe { (*mirror).to.swap() };
+        maps::expect(&work.key.source);
         return true;
     }
     work.now = now();

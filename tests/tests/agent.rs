@@ -144,7 +144,7 @@ fn cleanup_removes_everything_and_says_what() {
     agent.stop().unwrap();
     let removed = node.viaduct(&["cleanup"]).unwrap();
     assert_eq!(removed.matches("removed attached program ").count(), 13, "{removed}");
-    assert_eq!(removed.matches("removed map ").count(), 36, "{removed}");
+    assert_eq!(removed.matches("removed map ").count(), 37, "{removed}");
     assert_eq!(removed.matches("removed program ").count(), 11, "{removed}");
     assert!(!node.bpffs().exists());
     let again = node.viaduct(&["cleanup"]).unwrap();

@@ -235,10 +235,37 @@ fn connections_survive_that_neighbours_are_forgotten_and_routes_change() {
         let (flag, length) = if family == Family::V4 { ("-4", 32) } else { ("-6", 128) };
         let rule = format!("to {}/{length} pref 10 blackhole", cluster.lab.pod("backend1").address_of(family));
         node.ip(&format!("{flag} rule add {rule}")).unwrap();
+        // What the kernel said before counts for the rest of a timer tick, 10 ms at most.
+        std::thread::sleep(Duration::from_millis(20));
         let lost = connection.transfer(b"lost", 1);
         node.ip(&format!("{flag} rule del {rule}")).unwrap();
         assert!(lost.is_err());
     }
+}
+
+/// The kernel's answer about a packet is not asked for again in the same tick, but for a longer one; and its refusal of that one is
+/// none of the shorter ones.
+#[test]
+fn of_one_flow_packets_that_are_too_long_for_the_way_go_through_the_stack_and_the_others_past_it() {
+    needs_root!();
+    const PAIRS: u64 = 20;
+    let cluster = Cluster::new(Topology::Routed, true, &["--host-routing", "bypass"]);
+    let (client, backend) = (cluster.lab.pod("client"), cluster.lab.pod("backend1"));
+    let route = format!("route change {} dev veth-backend1 mtu lock 1200", backend.address_of(Family::V4));
+    cluster.node().namespace().ip(&route).unwrap();
+    // So that the stack cuts what is too long.
+    let fragment = || std::fs::write("/proc/sys/net/ipv4/ip_no_pmtu_disc", "1");
+    client.namespace().run(fragment).unwrap();
+    let socket = udp_from(client.namespace(), 0, SocketAddr::new(vip(Family::V4, 1), 53)).unwrap();
+    (0..5_u8).for_each(|byte| assert_eq!(udp_exchange(&socket, &[byte; 900]).unwrap().0, "backend1"));
+    let reassembled = || counter(backend.namespace(), "Ip:", "ReasmOKs");
+    let before = (cluster.forwarded(Family::V4), reassembled(), cluster.served());
+    for _ in 0..PAIRS {
+        socket.send(&[1; 900]).unwrap();
+        socket.send(&[2; 1400]).unwrap();
+    }
+    wait_until("all are there", SYNC, || (cluster.served() - before.2 >= 2 * PAIRS).then_some(())).unwrap();
+    assert_eq!((cluster.forwarded(Family::V4) - before.0, reassembled() - before.1), (PAIRS, PAIRS));
 }
 
 #[test]

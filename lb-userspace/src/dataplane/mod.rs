@@ -87,10 +87,9 @@ pub struct Sizes {
 /// Of so many entries of flows one is the client's half of a connection that is not where selection would lead it. While no backend
 /// fails they are far fewer.
 const FLOWS_PER_DETOUR: u32 = 8;
-/// Name of the map of addresses that the programs look at.
 const DESTINATIONS: &str = "DESTINATIONS";
 const SOURCES: &str = "SOURCES";
-/// What programs do not even look for but where a bit says so.
+/// Maps of the addresses to which, and from which, packets are looked at.
 const BITS: [&str; 2] = [DESTINATIONS, SOURCES];
 /// Buckets for refusals, as the programs have it.
 const REFUSALS: u32 = 256;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use aya::maps::{Array, Map, MapData};
 use lb_common::Protocol;
 use lb_common::abi::{Family, Hook, Reason};
 use viaduct_tests::datapath::Datapath;
@@ -43,6 +44,36 @@ fn a_reply_without_its_flow_is_refused_by_the_pod_once_and_translated_the_next_t
         // The backend may have sent more than one segment before: each is refused, and none of that may reach it.
         assert_eq!(datapath.from_pod(refusal.clone()).unwrap(), dropped(refusal));
     }
+}
+
+/// Where no bit says that an address has replies, nobody looks for their flow.
+#[test]
+fn replies_are_looked_at_again_whose_bit_was_lost() {
+    needs_root!();
+    let mut datapath = both();
+    for net in nets() {
+        let (_, backend) = establish(&mut datapath, net.client, net.vip);
+        let reply = packet::tcp(backend, net.client, TcpFlags::ACK, b"an answer");
+        let translated = passed(packet::tcp(net.vip, net.client, TcpFlags::ACK, b"an answer"), 0);
+        assert_eq!(datapath.to_pod(reply.clone()).unwrap(), translated);
+
+        forget_sources(&datapath);
+        assert_eq!(datapath.to_pod(reply.clone()).unwrap(), passed(reply.clone(), 0));
+        age_flows(&mut datapath, &net, Duration::from_millis(100));
+        datapath.from_pod(packet::tcp(net.client, net.vip, TcpFlags::ACK, b"more")).unwrap();
+        assert_eq!(datapath.to_pod(reply.clone()).unwrap(), translated, "the client has gone on after a pause");
+
+        forget_sources(&datapath);
+        let refusal = packet::tcp(net.client, backend, REFUSAL, b"");
+        assert_eq!(datapath.from_pod(refusal.clone()).unwrap(), dropped(refusal));
+        assert_eq!(datapath.to_pod(reply).unwrap(), translated, "the client's pod has refused one");
+    }
+}
+
+fn forget_sources(datapath: &Datapath) {
+    let map = MapData::from_pin(datapath.pins().map("SOURCES")).unwrap();
+    let mut words = Array::<_, u64>::try_from(Map::Array(map)).unwrap();
+    (0..words.len()).for_each(|index| words.set(index, 0, 0).unwrap());
 }
 
 #[test]

@@ -162,8 +162,8 @@ fn a_plugin_for_credentials_that_hangs_is_told_and_waited_for() {
     let path = folder.join("kubeconfig.exec");
     fs::write(&path, kubeconfig.to_string()).unwrap();
     let agent = cluster.node().spawn_agent_with(&["--kubeconfig", path.to_str().unwrap()]).unwrap();
-    wait_until("the log tells", Duration::from_secs(70), || {
-        agent.log().contains("the plugin for credentials (kubeconfig) has given none for 60s").then_some(())
+    wait_until("the log tells", Duration::from_secs(40), || {
+        agent.log().contains("the plugin for credentials (kubeconfig) has given none for 30s").then_some(())
     })
     .unwrap();
     // Each kind of objects has another try by now.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, MapType};
 use lb_common::abi::Family;
 use nix::errno::Errno;
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::translate::Translation;
 use super::types::Types;
@@ -68,11 +68,7 @@ impl Bits {
     fn open(name: &str, from: &Pins, to: &Pins) -> Result<Self> {
         let to = shared::<u64>(to, name, true)?;
         let from = from.map(name).exists().then(|| shared::<u64>(from, name, false)).transpose()?;
-        let from = from.filter(|from| from.len() == to.len());
-        if from.is_none() {
-            info!(map = name, "which addresses flows have had is not known: packets of all are looked at from now on");
-        }
-        Ok(Self { from, to })
+        Ok(Self { from: from.filter(|from| from.len() == to.len()), to })
     }
 
     /// Adds those that are set to those that are: the programs of both sides may set some meanwhile.

@@ -67,6 +67,12 @@ pub fn take_over(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Objec
         None => {
             let number = latest.as_ref().map_or(0, |latest| latest.number + 1);
             let ours = Datapath { number, layout: LAYOUT };
+            let knows = |latest: &Datapath| BITS.iter().all(|name| pins.within(latest.name()).map(name).exists());
+            if !latest.as_ref().is_none_or(knows) {
+                info!(
+                    "which addresses flows have had was not noted: until the node boots again no packet passes without a look-up"
+                );
+            }
             let pins_new = pins.within(ours.name() + NEW);
             let object = load(&pins_new, sizes, settings)?;
             test_hooks::step();
@@ -111,8 +117,8 @@ fn load(pins: &Pins, sizes: &Sizes, settings: Settings) -> Result<Object> {
     Ok(object)
 }
 
-/// Whether the maps of a datapath are as this version makes them. Missing ones will be made, but for that of the addresses: what
-/// flows lead from belongs there.
+/// Whether the maps of a datapath are as this version makes them. Missing ones will be made, but for those of bits, in which the flows
+/// that are there belong.
 fn fits(pins: &Pins, layout: u32, types: &Types, sizes: &Sizes) -> bool {
     let is_same = |old: Types| {
         old.0.iter().all(|(name, (key, value))| {

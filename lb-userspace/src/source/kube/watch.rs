@@ -44,7 +44,7 @@ const STALLED: Duration = Duration::from_secs(60);
 /// request do not come.
 const SILENT: Duration = Duration::from_secs(400);
 /// How long to wait for credentials: a plugin asks somebody who may be away.
-const CREDENTIALS: Duration = Duration::from_secs(60);
+const CREDENTIALS: Duration = Duration::from_secs(30);
 
 pub(super) struct Watch {
     kind: Kind,
