@@ -249,6 +249,10 @@ impl Object {
         for shape in &shapes {
             loader.map_max_entries(shape.name, shape.entries).map_pin_path(shape.name, pins.map(shape.name));
         }
+        if settings.host_routing == HostRouting::Stack {
+            // Nobody asks for routes.
+            loader.map_max_entries("HOPS_4", 1).map_max_entries("HOPS_6", 1);
+        }
         let mut ebpf = loader
             .load(object)
             .context("the kernel refused the maps: it must be 5.15 or later, this process needs CAP_BPF, and its cgroup memory for them")?;
