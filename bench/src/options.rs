@@ -17,7 +17,7 @@ pub struct Extent {
     /// Less of everything, and only what the budgets are about
     #[arg(long)]
     pub quick: bool,
-    /// How often everything is measured [default: path 21, traffic 5, control 5; with --quick 11, 5, 2]
+    /// How often everything is measured [default: path 21, traffic 5, control 5; with --quick 7, 5, 2]
     #[arg(long, value_name = "N")]
     rounds: Option<NonZeroUsize>,
     /// Where the samples go [default: the part's file in target/bench, with --quick in target/bench/quick]

@@ -71,7 +71,7 @@ pub fn samples(options: &Options) -> Result<Samples> {
 
 fn measure(options: &Options) -> Result<Samples> {
     world::enter()?;
-    let count = options.extent.rounds(21, 11);
+    let count = options.extent.rounds(21, 7);
     let mut samples = Samples::new("packet_path");
     println!("{}", rounds::HEAD);
     for sizes in sizes(options.extent.quick) {
