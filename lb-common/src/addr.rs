@@ -57,13 +57,13 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + TryFromBytes + Kno
     fn ip(self) -> IpAddr;
 }
 
-/// Bits of `DESTINATIONS`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one of them; and
-/// each is 128 KiB, which stay in a processor's cache.
+/// Bits of `DESTINATIONS`, and of `SOURCES`. With as many addresses as a /16 has, one other address in sixteen shares a bit with one
+/// of them; and each is 128 KiB, which stay in a processor's cache.
 pub const ADDRESS_BITS: u32 = 1 << 20;
 
-/// By [`mix`], since addresses come in rows: with one multiplication, whether an address shares a bit with one of a row is nearly the same for
-/// all of another row. Maps are carried from version to version bit by bit: with another function, or number of bits, they need other
-/// names.
+/// By [`mix`], since addresses come in rows: with one multiplication, whether an address shares a bit with one of a row is nearly the
+/// same for all of another row. Maps are carried from version to version bit by bit: with another function, or number of bits, they
+/// need other names.
 #[inline(always)]
 const fn bit(word: u64) -> u32 {
     const SHIFT: u32 = u64::BITS - ADDRESS_BITS.ilog2();

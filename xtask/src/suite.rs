@@ -111,8 +111,7 @@ fn steps(options: &Options, suite: &mut Suite) -> Result<(), Stopped> {
         }
         suite.step("image", |_| image::build().map(|_| true))?;
     }
-    // Each lab is a cluster, and mostly waits (four keep two processors half busy), but for tests in which a busy machine shows as lost
-    // packets or time.
+    // Each lab is a cluster, and mostly waits: four at a time, but for tests in which a busy machine shows as lost packets or time.
     let tests = lab_tests()?;
     let mut ahead = options.filter.is_none().then(Ahead::start);
     for (name, is_alone) in [("lab", false), ("lab-alone", true)] {
